@@ -1,0 +1,39 @@
+"""voxplain explains networks that read 3D medical images, and turns the explanations into segmentations."""
+
+from voxplain import segment
+from voxplain.compute import Compute
+from voxplain.errors import InputError
+from voxplain.explain import GradCAM, RelevanceMap
+from voxplain.explain.explainer import Explainer, replay
+from voxplain.explanation import Explanation, Region
+from voxplain.grid import Grid
+from voxplain.io.bundle import load_model, save_model, shipped_models
+from voxplain.io.nifti import read, read_labels, save
+from voxplain.model import Card, Model
+from voxplain.scan import Labels, Scan
+from voxplain.target import ClassScore, Target
+
+__all__ = [
+    "Card",
+    "ClassScore",
+    "Compute",
+    "Explainer",
+    "Explanation",
+    "GradCAM",
+    "Grid",
+    "InputError",
+    "Labels",
+    "Model",
+    "Region",
+    "RelevanceMap",
+    "Scan",
+    "Target",
+    "load_model",
+    "read",
+    "read_labels",
+    "replay",
+    "save",
+    "save_model",
+    "segment",
+    "shipped_models",
+]

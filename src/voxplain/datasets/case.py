@@ -1,0 +1,86 @@
+"""One patient of a data set: where its files lie and what its expert mask means. Nothing is read before it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from voxplain.errors import InputError
+from voxplain.io.nifti import read_labels, read_sequences
+from voxplain.scan import Labels, Scan
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of one patient, as files; making a case reads none of them.
+
+    `patient` is what splits go by: two time points of one patient are two cases with the same `patient`. `files` are
+    the sequences by canonical name, in the order in which the scan's channels come; `missing` the sequences that the
+    data set promises and this patient lacks. `grade` is "HGG" or "LGG" where it is known. `label_values` says which
+    value the expert mask gives to each part of the tumour.
+    """
+
+    id: str
+    patient: str
+    files: Mapping[str, Path] = field(hash=False)
+    segmentation: Path | None
+    grade: str | None
+    label_values: Mapping[str, int] = field(hash=False)
+    missing: tuple[str, ...] = ()
+
+    def scan(self, sequences: Sequence[str] | None = None) -> Scan:
+        """The scan with all its sequences, or with those named, in that order.
+
+        Raises:
+            InputError: this patient lacks one of the sequences, or a file is broken (see `voxplain.io.nifti`).
+        """
+        wanted = (*self.files, *self.missing) if sequences is None else tuple(sequences)
+        absent = [name for name in wanted if name not in self.files]
+        if absent or not wanted:
+            raise InputError(
+                f"case {self.id} has no sequence {' or '.join(absent) or 'to read'}; it has "
+                f"{', '.join(self.files) or 'none'}; add the missing files, ask only for those that it has, "
+                "or leave this case out"
+            )
+        return read_sequences({name: self.files[name] for name in wanted})
+
+    def labels(self) -> Labels:
+        """The expert mask with the values of the data set, as `label_values` names them.
+
+        Raises:
+            InputError: this case has no expert mask, or its file is broken.
+        """
+        if self.segmentation is None:
+            raise InputError(
+                f"case {self.id} has no expert mask (no _seg or -seg file); choose cases that have one, "
+                "which the training part of a data set does and its validation part does not"
+            )
+        return read_labels(self.segmentation)
+
+    def tumour(self) -> Labels:
+        """The whole tumour as a mask: 1 wherever the expert mask holds one of `label_values`, 0 elsewhere.
+
+        Raises:
+            InputError: no expert mask, a value in it that is not among `label_values`, or another grid than the scan's.
+        """
+        labels = self.labels()
+        known = {0, *self.label_values.values()}
+        strange = sorted(set(np.unique(labels.data).tolist()) - known)
+        if strange:
+            names = ", ".join(f"{value} {name}" for name, value in self.label_values.items())
+            raise InputError(
+                f"the expert mask of case {self.id} holds {', '.join(map(str, strange))}; expected 0 background, "
+                f"{names}; check that the file belongs to this data set and was not resampled by interpolation"
+            )
+        # One sequence is enough to know the grid: the scan itself refuses sequences that differ.
+        sequence = next(iter(self.files), None)
+        grid = self.scan(None if sequence is None else [sequence]).grid
+        if difference := grid.difference(labels.grid):
+            raise InputError(
+                f"the expert mask of case {self.id} does not lie on the grid of its {sequence}: {difference}; "
+                "resample it to the scan with nearest neighbours, or fetch the file again"
+            )
+        return Labels(labels.data > 0, labels.grid)

@@ -1,0 +1,160 @@
+"""A network at work on one prepared input: every call is counted, every hook removed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from voxplain.compute import Compute
+from voxplain.engine.budget import ActivationMeter
+from voxplain.errors import InputError
+from voxplain.model import Model
+from voxplain.preparation import Prepared
+from voxplain.target import Target
+
+console = Console(stderr=True)
+
+
+class Probe:
+    """A network, one region of a scan and a target: what an explainer gets to work with.
+
+    Attributes:
+        prepared: the region as the network reads it.
+        input: the network's input, float32 (C, X, Y, Z), on the CPU, read-only.
+        logit, probability: the target's score on the clean input.
+        rng: the only source of randomness.
+        forwards, backwards: how many inputs went through the network so far, each way.
+    """
+
+    def __init__(self, model: Model, prepared: Prepared, target: Target, seed: int, compute: Compute) -> None:
+        self.model, self.prepared, self.target, self.compute = model, prepared, target, compute
+        self.rng = np.random.default_rng(seed)
+        self.forwards = self.backwards = 0
+        self.input = prepared.input.data
+        self._device = compute.torch_device
+        clean = self._tensor(self.input[None])
+        started = time.perf_counter()
+        with ActivationMeter(model.network) as meter, torch.inference_mode():
+            output = self._forward(clean)
+        self._seconds_per_pass = time.perf_counter() - started
+        self.batch_size = meter.batch_size(clean, compute)
+        self.logit = float(target.logit(output, model.card)[0])
+        self.probability = float(target.probability(output, model.card)[0])
+
+    def logits(self, inputs: np.ndarray) -> np.ndarray:
+        """The target's logit for each of a batch of inputs (B, C, X, Y, Z); (B,) float64."""
+        with torch.inference_mode():
+            output = self._forward(self._tensor(inputs))
+            return self.target.logit(output, self.model.card).double().cpu().numpy()
+
+    def scores(self, inputs: np.ndarray, scale: str) -> np.ndarray:
+        """The target's "probability" or "logit" for each of a batch of inputs (B, C, X, Y, Z); (B,) float64."""
+        with torch.inference_mode():
+            output = self._forward(self._tensor(inputs))
+            read = self.target.probability if scale == "probability" else self.target.logit
+            return read(output, self.model.card).double().cpu().numpy()
+
+    def clean_score(self, scale: str) -> float:
+        """The target's "probability" or "logit" on the clean input."""
+        return self.probability if scale == "probability" else self.logit
+
+    def activation_and_gradient(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
+        """A layer's output on the clean input and the logit's gradient there, both (channels, spatial...) float32.
+
+        Raises:
+            InputError: no such layer, a layer that runs more than once or not at all, or one whose output the score
+                does not depend on.
+        """
+        kept: list[torch.Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            kept.append(output)
+            # What follows works on a copy, so that an activation in place cannot overwrite what is kept.
+            return output.clone()
+
+        handle = self.model.layer(layer).register_forward_hook(keep)
+        try:
+            # The input asks for gradients, so that every layer's output does, with the weights left out of it.
+            output = self._forward(self._tensor(self.input[None]).requires_grad_())
+        finally:
+            handle.remove()
+        if len(kept) != 1:
+            raise InputError(
+                f"layer {layer!r} runs {len(kept)} times in one pass, so its map is not defined; "
+                f"name a layer that runs once, such as a block ({', '.join(self.layers_like_blocks())})"
+            )
+        if not isinstance(kept[0], torch.Tensor) or kept[0].ndim != 2 + self.model.card.spatial_dims:
+            raise InputError(f"layer {layer!r} gives no feature maps; name a convolution or a block")
+        score = self.target.logit(output, self.model.card).sum()
+        (gradient,) = torch.autograd.grad(score, kept[0], allow_unused=True)
+        self.backwards += 1
+        if gradient is None:
+            raise InputError(f"the score does not depend on layer {layer!r}; name a layer on the way to the output")
+        return kept[0].detach()[0].float().cpu().numpy(), gradient[0].float().cpu().numpy()
+
+    def layers_like_blocks(self) -> list[str]:
+        """Names of the network's outermost modules that hold weights."""
+        return [name for name, module in self.model.network.named_children() if any(module.parameters())]
+
+    def announce(self, passes: int, what: str) -> None:
+        """Say how many passes are coming and how long they should take."""
+        if self.compute.progress:
+            seconds = passes * self._seconds_per_pass
+            console.print(
+                f"{self.prepared.name}: {what}, {passes} passes in batches of {self.batch_size}, about {seconds:.0f} s"
+            )
+
+    def track(self, batches: Iterable[list[int]], total: int) -> Iterator[list[int]]:
+        """Pass batches of items on, under a progress bar where the user wants one."""
+        if not self.compute.progress:
+            yield from batches
+            return
+        with progress_bar() as progress:
+            task = progress.add_task(self.prepared.name, total=total)
+            for batch in batches:
+                yield batch
+                progress.advance(task, len(batch))
+
+    def _tensor(self, inputs: np.ndarray) -> torch.Tensor:
+        # The network must not be able to write into the scan.
+        tensor = torch.from_numpy(np.array(inputs, dtype=np.float32))
+        if self.model.card.spatial_dims == 2:
+            return tensor[..., 0].to(self._device)
+        return tensor.to(self._device, memory_format=torch.channels_last_3d)
+
+    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        try:
+            output = self.model.network(inputs)
+        except RuntimeError as error:
+            if "out of memory" in str(error).lower():
+                raise InputError("out of memory; give a smaller --memory or --batch-size, or --device cpu") from error
+            raise InputError(
+                f"the network refuses inputs of shape {tuple(inputs.shape)}: {' '.join(str(error).split())[:200]}; "
+                "does the card (channels, spatial_dims, shape) belong to this network?"
+            ) from error
+        self.forwards += len(inputs)
+        expected = (len(inputs), len(self.model.card.classes))
+        if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
+            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise InputError(
+                f"expected one score per class, shape {expected}; the network returns {got}: "
+                "name all classes in the card, or wrap the network so that it returns scores"
+            )
+        if not bool(torch.isfinite(output).all()):
+            raise InputError("the network returns NaN or infinite scores for this scan; check its weights and the card")
+        return output.float()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar with counts and the time that remains, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield progress

@@ -1,0 +1,64 @@
+"""Class activation maps: a layer's feature maps, weighted by how they move the score."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from voxplain.engine.probe import Probe
+from voxplain.errors import InputError
+from voxplain.explain.explainer import Explainer, Relevance
+
+
+@dataclass(frozen=True)
+class ClassActivationMap(Explainer):
+    """What all CAMs share: positive part of the weighted sum of a layer's feature maps, resized linearly.
+
+    High values are important. The layer's own grid is coarse; its voxel size is stated in the provenance.
+    """
+
+    family: ClassVar[str] = "class activation"
+    needs: ClassVar[Literal["calls", "gradients", "layer"]] = "layer"
+
+    layer: str = field(default="", metadata={"help": "name of the layer, such as layer2 (a wrong name lists them all)"})
+
+    def _relevance(self, probe: Probe) -> Relevance:
+        if not self.layer:
+            raise InputError(
+                f"{self.name} needs the name of a layer; this network has {', '.join(probe.layers_like_blocks())}"
+            )
+        activation, gradient = probe.activation_and_gradient(self.layer)
+        weights = self._weights(activation, gradient)
+        coarse = np.maximum(np.tensordot(weights, activation, axes=(0, 0)), 0)
+        size = probe.input.shape[1 : 1 + coarse.ndim]
+        fine = functional.interpolate(
+            torch.from_numpy(coarse)[None, None], size=size, mode="bilinear" if coarse.ndim == 2 else "trilinear"
+        )[0, 0].numpy()
+        spacing = probe.prepared.input.grid.spacing
+        grid = [round(s * n / c, 3) for s, n, c in zip(spacing, size, coarse.shape, strict=False)]
+        return Relevance(
+            unit="logit gradient x activation",
+            signed=False,
+            map=fine.reshape(1, *probe.input.shape[1:]),
+            facts={"layer": self.layer, "layer_shape": list(coarse.shape), "layer_grid_mm": grid},
+        )
+
+    @abstractmethod
+    def _weights(self, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """One weight per feature map, (channels,), from activation and gradient (channels, spatial...)."""
+
+
+@dataclass(frozen=True)
+class GradCAM(ClassActivationMap):
+    """Grad-CAM (Selvaraju 2017): each feature map is weighted by the mean gradient of the logit."""
+
+    name: ClassVar[str] = "grad-cam"
+    cost: ClassVar[str] = "2 forward, 1 backward"
+
+    def _weights(self, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        return gradient.reshape(len(gradient), -1).mean(axis=1)

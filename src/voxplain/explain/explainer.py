@@ -1,0 +1,258 @@
+"""The one template: what every explainer shares, so that a new method is one function on one network input."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from voxplain.compute import Compute
+from voxplain.engine.probe import Probe
+from voxplain.errors import InputError
+from voxplain.explanation import Explanation, Region
+from voxplain.grid import Grid, resample
+from voxplain.model import Model
+from voxplain.preparation import Prepared, prepare
+from voxplain.scan import Labels, Scan
+from voxplain.target import ClassScore, Target
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """What a method finds on one network input: map (K, X, Y, Z) there, or scores of parts, and facts worth stating.
+
+    With `parts` and `scores` the map follows from them, so `map` is left out.
+    """
+
+    unit: str
+    signed: bool
+    channels: tuple[str, ...] = ("all",)
+    map: np.ndarray | None = None
+    parts: Labels | None = None
+    scores: np.ndarray | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Explainer(ABC):
+    """A method of explanation: a small value whose fields are its options; model and scan arrive at the call.
+
+    A new method is a frozen subclass with fields (each with `metadata={"help": ...}`) and `_relevance`.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    needs: ClassVar[Literal["calls", "gradients", "layer"]]
+    cost: ClassVar[str]
+
+    @final
+    def __call__(
+        self,
+        model: Model,
+        scan: Scan,
+        *,
+        target: Target | None = None,
+        seed: int = 0,
+        compute: Compute | None = None,
+    ) -> Explanation:
+        """Explain what the network says of a scan.
+
+        Returns:
+            The map on the scan's own grid, with provenance that replays it. `target` is by default the score of the
+            card's first class.
+
+        Raises:
+            InputError: model, scan, target and options do not fit each other.
+        """
+        target = target or ClassScore(model.card.classes[0])
+        compute = compute or Compute()
+        target.check(model.card)
+        if self.needs == "layer" and not model.differentiable_inside:
+            raise InputError(
+                f"{self.name} watches a layer, which a TorchScript network does not allow; methods that need calls "
+                f"only work: {', '.join(other.name for other in _all_explainers() if other.needs == 'calls')}"
+            )
+        started = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            regions = prepare(scan, model.card)
+        found: list[tuple[Prepared, Probe, Relevance]] = []
+        with compute.running(), _in_evaluation(model.network, compute.torch_device):
+            for prepared in regions:
+                probe = Probe(model, prepared, target, seed, compute)
+                relevance = self._relevance(probe)
+                _check(relevance, prepared, self.name)
+                found.append((prepared, probe, relevance))
+        for warning in caught:
+            warnings.warn(str(warning.message), UserWarning, stacklevel=2)
+        provenance = {
+            "explainer": f"{type(self).__module__}:{type(self).__qualname__}",
+            "options": dataclasses.asdict(self),
+            "target": {"kind": type(target).__name__, **_fields(target)},
+            "seed": seed,
+            "model": {"name": model.card.name, "fingerprint": model.fingerprint},
+            "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
+            "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},
+            "passes": {
+                "forward": sum(probe.forwards for _, probe, _ in found),
+                "backward": sum(probe.backwards for _, probe, _ in found),
+            },
+            "seconds": round(time.perf_counter() - started, 3),
+            "preparation": dict(regions[0].record),
+            "warnings": [str(warning.message) for warning in caught],
+            "facts": {prepared.name: dict(relevance.facts) for prepared, _, relevance in found},
+            "versions": versions(),
+        }
+        return _assemble(scan, model, found, provenance)
+
+    @abstractmethod
+    def _relevance(self, probe: Probe) -> Relevance:
+        """Explain one input of the network, on the network's own grid."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of voxplain and of what its results depend on."""
+    packages = ("voxplain", "torch", "monai", "numpy", "scikit-image", "nibabel")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def replay(provenance: Mapping[str, Any], model: Model, scan: Scan, compute: Compute | None = None) -> Explanation:
+    """Run again what a provenance describes, on the same model and scan.
+
+    Raises:
+        InputError: the model or the scan is not the one that the provenance names, or the method is not known here.
+    """
+    for what, given, stated in (
+        ("model", model.fingerprint, provenance["model"]["fingerprint"]),
+        ("scan", scan.fingerprint, provenance["scan"]["fingerprint"]),
+    ):
+        if given != stated:
+            raise InputError(f"the provenance speaks of another {what}: it names {stated}, this one is {given}")
+    known = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in _all_explainers()}
+    if provenance["explainer"] not in known:
+        raise InputError(f"no explainer {provenance['explainer']}; known: {', '.join(known)}")
+    target = dict(provenance["target"])
+    if target.pop("kind") != "ClassScore":
+        raise InputError("only class scores can be replayed so far")
+    explainer = known[provenance["explainer"]](**provenance["options"])
+    return explainer(model, scan, target=ClassScore(**target), seed=provenance["seed"], compute=compute)
+
+
+def _all_explainers() -> list[type[Explainer]]:
+    found, waiting = [], list(Explainer.__subclasses__())
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        found.append(kind)
+    return [kind for kind in found if "name" in kind.__dict__]
+
+
+def _fields(target: Target) -> dict[str, Any]:
+    return {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}  # type: ignore[arg-type]
+
+
+@contextmanager
+def _in_evaluation(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """The network in eval mode, on the device, its weights not asking for gradients; all put back afterwards."""
+    modules = list(network.modules())
+    modes = [module.training for module in modules]
+    asking = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    scripted = isinstance(network, torch.jit.ScriptModule)
+    hooks = [] if scripted else [(getattr(m, name), set(getattr(m, name))) for m in modules for name in _HOOKS]
+    home = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    try:
+        network.to(device).eval()
+        for parameter, _ in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for registered, before in hooks:
+            for key in set(registered) - before:
+                del registered[key]
+        for parameter, asked in asking:
+            parameter.requires_grad_(asked)
+        # Each module's own mode, not its parent's: a frozen batch norm inside a training network stays frozen.
+        for module, mode in zip(modules, modes, strict=True):
+            if scripted:
+                module.train(mode)
+            else:
+                module.training = mode
+        network.to(home)
+
+
+def _check(relevance: Relevance, prepared: Prepared, name: str) -> None:
+    """A method that returns something else than a finite map of the input's shape is a defect, said loudly."""
+    shape = prepared.input.grid.shape
+    if relevance.parts is not None and relevance.scores is not None:
+        values = relevance.scores
+        fits = relevance.parts.grid.shape == shape and len(values) == int(relevance.parts.data.max())
+    else:
+        assert relevance.map is not None, f"{name} returned neither a map nor parts with scores"
+        values = relevance.map
+        fits = values.shape == (len(relevance.channels), *shape)
+    assert fits, f"{name} returned a result of the wrong shape {values.shape} for an input of {shape}"
+    assert np.isfinite(values).all(), f"{name} returned values that are not finite"
+
+
+def _assemble(
+    scan: Scan, model: Model, found: list[tuple[Prepared, Probe, Relevance]], provenance: dict[str, Any]
+) -> Explanation:
+    """Lay each region's result back on the scan's own grid."""
+    first = found[0][2]
+    whole = np.zeros((len(first.channels), *scan.grid.shape), dtype=np.float32)
+    parts = np.zeros(scan.grid.shape, dtype=np.int32) if first.parts is not None else None
+    scores: list[np.ndarray] = []
+    regions = []
+    for prepared, probe, relevance in found:
+        region = Region(
+            prepared.name,
+            prepared.box,
+            probability=probe.probability,
+            logit=probe.logit,
+            positive=probe.probability >= model.card.threshold,
+        )
+        regions.append(region)
+        target = scan.grid.window([start for start, _ in region.box], [stop - start for start, stop in region.box])
+        if relevance.parts is not None and relevance.scores is not None and parts is not None:
+            labels, values = _parts_on(relevance.parts, relevance.scores, target)
+            labels = np.where(labels > 0, labels + sum(map(len, scores)), 0)
+            parts[region.slices] = labels
+            scores.append(values)
+            lookup = np.concatenate([[0.0], *scores])
+            whole[(slice(None), *region.slices)] = lookup[labels]
+        else:
+            assert relevance.map is not None
+            whole[(slice(None), *region.slices)] = resample(relevance.map, prepared.input.grid, target)
+    return Explanation(
+        map=whole,
+        channels=first.channels,
+        grid=scan.grid,
+        signed=first.signed,
+        unit=first.unit,
+        regions=tuple(regions),
+        parts=None if parts is None else Labels(parts, scan.grid),
+        scores=None if parts is None else np.concatenate(scores),
+        provenance=provenance | {"regions": [dataclasses.asdict(region) for region in regions]},
+    )
+
+
+def _parts_on(parts: Labels, scores: np.ndarray, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Part labels on another grid, renumbered without gaps (a part may be too small for a coarser grid)."""
+    labels = parts.on(target).data
+    present = np.unique(labels[labels > 0])
+    renumbered = np.zeros(len(scores) + 1, dtype=np.int32)
+    renumbered[present] = np.arange(1, len(present) + 1)
+    return renumbered[labels], scores[present - 1]

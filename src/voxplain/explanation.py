@@ -1,0 +1,127 @@
+"""What an explainer returns: a map on the scan's grid, its parts and scores, and how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from voxplain.errors import InputError
+from voxplain.grid import Grid
+from voxplain.scan import Labels, frozen_array
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of the scan that the network judged on its own: the whole scan, or one half.
+
+    `box` is (start, stop) in voxels of the scan's grid for each axis; `probability` and `logit` are what the network
+    said of the explained class; `positive` whether the probability reaches the card's threshold.
+    """
+
+    name: str
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    probability: float
+    logit: float
+    positive: bool
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box as index slices."""
+        x, y, z = (slice(start, stop) for start, stop in self.box)
+        return x, y, z
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A relevance map on the scan's own grid.
+
+    `map` is (K, X, Y, Z) float32, not normalised, signed where the method is signed, in `unit`; `channels` names the
+    K maps: one for all sequences together, or one per sequence. Methods that score parts also give `parts` (labels
+    1..N on the same grid) and `scores` (one per part, in the same unit). `regions` says what the network judged, and
+    `provenance` replays the run.
+    """
+
+    map: np.ndarray
+    channels: tuple[str, ...]
+    grid: Grid
+    signed: bool
+    unit: str
+    regions: tuple[Region, ...]
+    parts: Labels | None = None
+    scores: np.ndarray | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if np.shape(self.map) != (len(self.channels), *self.grid.shape):
+            raise InputError(
+                f"a map is an array (K, X, Y, Z): expected {(len(self.channels), *self.grid.shape)}, "
+                f"got {np.shape(self.map)}"
+            )
+        if (self.parts is None) != (self.scores is None):
+            raise InputError("parts and scores come together, or not at all")
+        object.__setattr__(self, "map", frozen_array(self.map, np.float32))
+        if self.scores is not None:
+            object.__setattr__(self, "scores", frozen_array(self.scores, np.float64))
+
+    @property
+    def total(self) -> np.ndarray:
+        """The map summed over its K channels, (X, Y, Z) float32: what a threshold is applied to."""
+        return self.map[0] if len(self.map) == 1 else self.map.sum(axis=0)
+
+    def scaled(self) -> Explanation:
+        """The same explanation scaled to 0-100 as in the relevance papers (000, 3.5); all-equal maps become zeros."""
+        low, high = float(self.map.min()), float(self.map.max())
+        if self.scores is not None and len(self.scores):
+            low, high = min(low, float(self.scores.min())), max(high, float(self.scores.max()))
+        factor = 100 / (high - low) if high > low else 0.0
+        scores = None if self.scores is None else (self.scores - low) * factor
+        return replace(self, map=(self.map - low) * factor, scores=scores, unit="0-100", signed=False)
+
+    def ranks(self) -> pd.DataFrame:
+        """The parts as a table, most relevant first; ties by label number.
+
+        Columns: rank, label, score (in `unit`), volume_ml, x_mm, y_mm, z_mm (centre of mass), region.
+
+        Raises:
+            InputError: the method does not score parts.
+        """
+        if self.parts is None or self.scores is None:
+            raise InputError("only maps of parts (such as a relevance map) have ranks; this one is voxel-wise")
+        labels = np.arange(1, len(self.scores) + 1)
+        flat = self.parts.data.ravel()
+        counts = np.bincount(flat, minlength=len(labels) + 1)[1:]
+        axes = np.indices(self.grid.shape).reshape(3, -1)
+        sums = np.stack([np.bincount(flat, weights=axis, minlength=len(labels) + 1)[1:] for axis in axes], axis=1)
+        centres = self.grid.world(sums / np.maximum(counts, 1)[:, None])
+        centres[counts == 0] = np.nan
+        table = pd.DataFrame(
+            {
+                "label": labels,
+                "score": self.scores,
+                "volume_ml": counts * self.grid.voxel_volume / 1000,
+                "x_mm": centres[:, 0],
+                "y_mm": centres[:, 1],
+                "z_mm": centres[:, 2],
+                "region": self._region_of_parts(),
+            }
+        )
+        table = table.sort_values(["score", "label"], ascending=[False, True], ignore_index=True)
+        table.insert(0, "rank", np.arange(1, len(table) + 1))
+        return table
+
+    def labels_in(self, region: Region) -> np.ndarray:
+        """The part labels that occur in a region."""
+        assert self.parts is not None
+        found = np.unique(self.parts.data[region.slices])
+        return found[found > 0]
+
+    def _region_of_parts(self) -> list[str]:
+        assert self.scores is not None
+        names = [""] * len(self.scores)
+        for region in self.regions:
+            for label in self.labels_in(region):
+                names[label - 1] = region.name
+        return names

@@ -1,0 +1,177 @@
+"""A network and its card: what it eats, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from voxplain.errors import InputError
+
+_CHOICES = {
+    "activation": ("sigmoid", "softmax"),
+    "normalisation": ("none", "min-max", "z-score"),
+    "region": ("whole", "half"),
+    "spatial_dims": (2, 3),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a network eats and says; `model.json` holds exactly these fields.
+
+    Attributes:
+        channels: sequences in the order in which the network reads them.
+        classes: one name per output; a single sigmoid output has one class.
+        activation: "sigmoid" (each output on its own) or "softmax".
+        threshold: probability from which a region counts as positive.
+        spatial_dims: 3, or 2 for networks that read images (scans with Z = 1).
+        spacing: voxel size in mm that the network was trained on; None takes the scan's own.
+        orientation: axis codes such as "LPS"; None takes the scan's own.
+        normalisation: per sequence over the whole scan: "z-score" over non-zero voxels (zeros stay 0), "min-max" to
+            0-1, or "none".
+        region: "whole", or "half": both halves of the head are judged, the second one mirrored onto the first.
+        shape: size in voxels to which the region is cut or padded; None takes all of it.
+        skull_stripped: whether the network expects heads without skull on a background of exactly 0.
+        factory, arguments: what builds the network, "package.module:callable" and its keyword arguments.
+        weights: a file of weights beside the card, for factories given as "python:...".
+        weights_fingerprint: hash of the weights that this card belongs to.
+        training: facts about the training: data, citation, the list of patient `ids`, epochs, figures.
+    """
+
+    name: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    threshold: float = 0.5
+    spatial_dims: Literal[2, 3] = 3
+    spacing: tuple[float, float, float] | None = None
+    orientation: str | None = None
+    normalisation: Literal["none", "min-max", "z-score"] = "none"
+    region: Literal["whole", "half"] = "whole"
+    shape: tuple[int, int, int] | None = None
+    skull_stripped: bool = False
+    description: str = ""
+    factory: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    weights_fingerprint: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "classes", "spacing", "shape"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise InputError(f"the card's {name} is a list; got {value!r}")
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                given = ", ".join(map(str, allowed))
+                raise InputError(f"the card's {name} is one of {given}; got {getattr(self, name)!r}")
+        if not self.channels or not self.classes:
+            raise InputError("the card must name at least one channel and one class")
+        for name in ("channels", "classes"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise InputError(f"the card's {name} come twice: {', '.join(getattr(self, name))}")
+        if not 0 < self.threshold < 1:
+            raise InputError(f"the card's threshold is a probability between 0 and 1; got {self.threshold}")
+        for name in ("spacing", "shape"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 3 or min(value) <= 0):
+                raise InputError(f"the card's {name} is three positive numbers; got {value}")
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Card:
+        """Read a card; fields that are missing or not known are refused by name."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(content) - known)
+        missing = sorted({"name", "channels", "classes"} - set(content))
+        if unknown or missing:
+            raise InputError(
+                "a model card needs name, channels and classes, and has no field but "
+                f"{', '.join(sorted(known))}; missing: {', '.join(missing) or 'none'}; "
+                f"not known: {', '.join(unknown) or 'none'}"
+            )
+        return cls(**content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as plain data, for `model.json`."""
+        return dataclasses.asdict(self)
+
+    @property
+    def training_ids(self) -> frozenset[str]:
+        """Ids of the patients or cases that the network was trained on."""
+        return frozenset(self.training.get("ids", ()))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network and its card. `fingerprint` is the hash of its weights.
+
+    `differentiable_inside` is False for TorchScript: such a network can be called and differentiated with respect to
+    its input, but its layers cannot be watched.
+    """
+
+    network: nn.Module
+    card: Card
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", weights_fingerprint(self.network.state_dict()))
+        dims = {2: "Conv2d", 3: "Conv3d"}
+        found = {self._kind(module) for module in self.network.modules()}
+        wanted, other = dims[self.card.spatial_dims], dims[5 - self.card.spatial_dims]
+        if other in found and wanted not in found:
+            raise InputError(
+                f"the card says spatial_dims {self.card.spatial_dims}, but the network is made of {other}: "
+                f"set spatial_dims to {5 - self.card.spatial_dims}, or load the network that belongs to the card"
+            )
+
+    @staticmethod
+    def _kind(module: nn.Module) -> str:
+        return module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+
+    @property
+    def differentiable_inside(self) -> bool:
+        """Whether the network's layers can be watched with hooks."""
+        return not isinstance(self.network, torch.jit.ScriptModule)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the network's modules, in order, the network itself left out."""
+        return tuple(name for name, _ in self.network.named_modules() if name)
+
+    def layer(self, name: str) -> nn.Module:
+        """One module of the network, by its name.
+
+        Raises:
+            InputError: no such layer (the message lists those that exist), or a TorchScript network.
+        """
+        if not self.differentiable_inside:
+            raise InputError(
+                "a TorchScript network can be called and differentiated with respect to its input, but its layers "
+                "cannot be watched; use a method that needs calls only (voxplain methods), or load the network "
+                "from a folder or as python:pkg.mod:factory"
+            )
+        if name not in self.layers:
+            top = [layer for layer in self.layers if "." not in layer]
+            inner = [layer for layer in self.layers if "." in layer]
+            shown = ", ".join(top + inner[:40]) + (f", ... ({len(inner) - 40} more)" if len(inner) > 40 else "")
+            raise InputError(f"the network has no layer {name!r}; it has {shown}")
+        return self.network.get_submodule(name)
+
+
+def weights_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names, shapes and values of a state dict; precision and device do not matter to it."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.to(torch.float64 if value.dtype == torch.float64 else torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Networks, one per file; they import torch and MONAI only."""

@@ -1,0 +1,57 @@
+"""Cutting a volume into parts: SLIC supervoxels and cubes."""
+
+from __future__ import annotations
+
+import numpy as np
+from skimage.measure import label as connected_components
+from skimage.segmentation import slic
+
+from voxplain.errors import InputError
+from voxplain.grid import Grid
+from voxplain.scan import Labels
+
+
+def supervoxels(
+    image: np.ndarray,
+    grid: Grid,
+    *,
+    segments: int = 100,
+    compactness: float = 0.1,
+    mask: np.ndarray | None = None,
+) -> Labels:
+    """SLIC supervoxels of an image (C, X, Y, Z), aware of the voxel spacing, labelled 1..N; 0 lies outside the mask.
+
+    `segments` is how many SLIC starts with; masked SLIC can give one label to pieces that do not touch, so the labels
+    are made connected (through voxel faces) afterwards, and N can differ. Low `compactness` follows intensities, high
+    gives cubes. Papers relevance (000, 3.3).
+    """
+    if segments < 1:
+        raise InputError(f"segments must be at least 1; got {segments}")
+    if compactness <= 0:
+        raise InputError(f"compactness must be more than 0; got {compactness}")
+    if mask is not None and not mask.any():
+        return Labels(np.zeros(grid.shape, dtype=np.int32), grid)
+    found = slic(
+        np.moveaxis(image, 0, -1),
+        n_segments=segments,
+        compactness=compactness,
+        mask=mask,
+        spacing=grid.spacing,
+        start_label=1,
+        channel_axis=-1,
+    )
+    return Labels(connected_components(found, background=0, connectivity=1), grid)
+
+
+def cubes(grid: Grid, *, edge: float, mask: np.ndarray | None = None) -> Labels:
+    """Cubes of an edge in mm (as near as whole voxels allow), labelled 1..N; 0 lies outside the mask."""
+    if edge <= 0:
+        raise InputError(f"the edge of the cubes must be more than 0 mm; got {edge}")
+    size = [max(1, round(edge / spacing)) for spacing in grid.spacing]
+    count = [-(-n // s) for n, s in zip(grid.shape, size, strict=True)]
+    index = [np.arange(n) // s for n, s in zip(grid.shape, size, strict=True)]
+    numbered = np.ravel_multi_index(np.ix_(*index), count)
+    inside = np.ones(grid.shape, dtype=bool) if mask is None else mask
+    labels = np.zeros(grid.shape, dtype=np.int32)
+    labels[inside] = np.unique(numbered[inside], return_inverse=True)[1] + 1
+    return Labels(labels, grid)
