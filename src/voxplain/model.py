@@ -41,7 +41,8 @@ class Card:
         factory, arguments: what builds the network, "package.module:callable" and its keyword arguments.
         weights: a file of weights beside the card, for factories given as "python:...".
         weights_fingerprint: hash of the weights that this card belongs to.
-        training: facts about the training: data, citation, the list of patient `ids`, epochs, figures.
+        training: facts about the training: data, citation, epochs, figures; `ids` lists the training cases,
+            `validation_ids` those that chose the epoch.
     """
 
     name: str
@@ -106,8 +107,8 @@ class Card:
 
     @property
     def training_ids(self) -> frozenset[str]:
-        """Ids of the patients or cases that the network was trained on."""
-        return frozenset(self.training.get("ids", ()))
+        """Ids of the cases that the network has seen: those it was trained on, and those that chose its epoch."""
+        return frozenset((*self.training.get("ids", ()), *self.training.get("validation_ids", ())))
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ class Scan:
         return Scan(np.stack([self.channel(name) for name in channels]), self.grid, tuple(channels))
 
     def foreground(self) -> np.ndarray:
-        """Boolean (X, Y, Z): the voxels where any channel differs from 0, which is the brain of a skull-stripped scan."""
+        """Boolean (X, Y, Z): where any channel differs from 0, which is the brain of a skull-stripped scan."""
         return (self.data != 0).any(axis=0)
 
     def on(self, grid: Grid) -> Scan:

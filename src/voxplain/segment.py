@@ -28,6 +28,7 @@ from voxplain.explanation import Explanation
 from voxplain.scan import Labels
 
 _NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
+_BINS = 256
 
 
 def otsu(
@@ -78,7 +79,7 @@ def multi_otsu(
 
     Args:
         explanation: the map.
-        classes: how many classes the values are split into, 2 to 5.
+        classes: how many classes the values are split into, 2 to 5 (5 takes seconds).
         offset: subtracted from the top threshold, in the map's unit; what remains is at least 0 (002).
         smallest: components below this volume, in mm^3, are dropped.
         components: how many connected components a region keeps, largest first; None keeps all.
@@ -87,8 +88,8 @@ def multi_otsu(
 
     Returns:
         Labels (X, Y, Z) of 0 and 1 on the explanation's grid. A region with fewer different values than
-        classes is split by Otsu (the offset is kept). Nothing is marked where no region is positive, where no
-        voxel counts, or where all values are equal.
+        classes (in 256 bins) is split by Otsu, with the same offset. Nothing is marked where no region is
+        positive, where no voxel counts, or where all values are equal.
 
     Raises:
         InputError: an option is out of range, the mask lies on another grid, or no region is named.
@@ -207,26 +208,23 @@ def fixed(
 
 
 def otsu_threshold(values: np.ndarray) -> float | None:
-    """The Otsu threshold of values of any shape, in their unit: what lies above it is kept.
+    """The Otsu threshold of values of any shape: the highest value of the lower class, whose equals are not kept.
 
-    None when there are no values, or all are equal or too close to fill a histogram of 256 bins.
+    Every cut between two different values is tried, without a histogram: a bin is wide enough to carry a part
+    into the wrong class where there are few of them. None when there are no values, or all are equal.
 
     Raises:
         InputError: a value is NaN or infinite.
     """
-    values = _finite(values)
-    if values.size == 0 or values.min() == values.max():
-        return None
-    try:
-        return float(threshold_otsu(values))
-    except ValueError:
-        return None
+    levels, counts = np.unique(_finite(values), return_counts=True)
+    return float(threshold_otsu(hist=(counts, levels))) if len(levels) > 1 else None
 
 
 def multi_otsu_threshold(values: np.ndarray, *, classes: int = 3) -> float | None:
-    """The highest multi-Otsu threshold of values of any shape, in their unit: above it lies the top class.
+    """The highest multi-Otsu threshold of values of any shape: the highest value below the top class.
 
-    Where there are fewer different values than classes it is the Otsu threshold; None as in `otsu_threshold`.
+    The values are sorted into 256 bins of equal width between their lowest and highest. Where fewer bins than
+    classes hold a value it is the Otsu threshold; None when there are no values, or all are equal.
 
     Raises:
         InputError: a value is NaN or infinite, or classes is not 2 to 5.
@@ -235,10 +233,14 @@ def multi_otsu_threshold(values: np.ndarray, *, classes: int = 3) -> float | Non
     values = _finite(values)
     if values.size == 0 or values.min() == values.max():
         return None
+    share = (values - values.min()) / np.ptp(values)
+    bins = np.minimum(share * _BINS, _BINS - 1).astype(int)
+    held = np.bincount(bins) / values.size
     try:
-        return float(threshold_multiotsu(values, classes=classes)[-1])
+        last = threshold_multiotsu(hist=(held, np.arange(_BINS)), classes=classes)[-1]
     except ValueError:
         return otsu_threshold(values)
+    return float(values[bins <= last].max())
 
 
 def _segment(

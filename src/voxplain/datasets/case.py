@@ -1,4 +1,4 @@
-"""One patient of a data set: where its files lie and what its expert mask means. Nothing is read before it is asked for."""
+"""One patient of a data set: where the files lie and what the expert mask means; read when asked for, not before."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 
-from voxplain.datasets.brats import cases
+from voxplain.datasets.brats import SEQUENCES, cases
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
 from voxplain.grid import Grid
@@ -23,7 +23,7 @@ from voxplain.scan import Labels, Scan
 #           grey white  csf necrotic oedema enhancing
 _INTENSITIES = {
     "flair": (210, 175, 30, 260, 360, 335),
-    "t1": (345, 470, 80, 270, 340, 330),
+    "t1": (345, 470, 80, 265, 305, 320),
     "t1ce": (390, 475, 90, 310, 380, 780),
     "t2": (340, 265, 880, 720, 540, 500),
 }
@@ -63,8 +63,11 @@ def write_case(scan: Scan, labels: Labels, folder: Path | str) -> Case:
     """Write a scan and its labels in BraTS layout (NAME/NAME_flair.nii.gz, ..., NAME/NAME_seg.nii.gz) and list it.
 
     Raises:
-        InputError: the two lie on different grids, or the folder cannot be written.
+        InputError: the two lie on different grids, BraTS knows no such sequence, or the folder cannot be written.
     """
+    strange = [name for name in scan.channels if name not in SEQUENCES]
+    if strange:
+        raise InputError(f"BraTS layout holds {', '.join(SEQUENCES)}; got {', '.join(strange)}; select channels first")
     if difference := scan.grid.difference(labels.grid):
         raise InputError(f"a scan and its labels lie on one grid; these differ: {difference}")
     folder = Path(folder).expanduser().resolve()
@@ -76,18 +79,18 @@ def write_case(scan: Scan, labels: Labels, folder: Path | str) -> Case:
 
 def _brain(random: np.random.Generator, spacing: int) -> tuple[Grid, np.ndarray, np.ndarray]:
     """The grid; the parts of grey matter, white matter and fluid (3, X, Y, Z) in each voxel; the brain's mask."""
-    mask = load_mni152_brain_mask(resolution=spacing)
-    grid = Grid(mask.shape, mask.affine, sform_code=4)
-    templates = [load(resolution=spacing).get_fdata() for load in (load_mni152_gm_template, load_mni152_wm_template)]
-    # The template is an average and its own mirror image. Each patient gets a shape (a warp that leaves the
+    load_1_mm = (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
+    images = [load(resolution=1) for load in load_1_mm]
+    templates = [image.get_fdata(dtype=np.float32) for image in images]
+    templates[2] = ndimage.gaussian_filter(templates[2], 3)
+    x, y, z = (-(-n // spacing) for n in images[0].shape)
+    grid = Grid((x, y, z), images[0].affine @ np.diag([spacing, spacing, spacing, 1]), sform_code=4)
+    # The template is an average and its own mirror image. Each patient gets a shape (a warp in mm that leaves the
     # mid-sagittal plane in place) and folds (fine noise on the tissues' odds, sharpened) of its own.
     warp = np.stack([_smooth_noise(random, grid, 40) for _ in range(3)]) * 2.5
     warp[0] *= 1 - np.exp(-((_world(grid)[0] / 12) ** 2))
-    at = np.indices(grid.shape, dtype=np.float32) + warp / spacing
-    rounded = ndimage.gaussian_filter(mask.get_fdata(), 3 / spacing)
-    grey, white, inside = (
-        ndimage.map_coordinates(volume.astype(np.float32), at, order=1) for volume in (*templates, rounded)
-    )
+    at = np.indices(grid.shape, dtype=np.float32) * spacing + warp
+    grey, white, inside = (ndimage.map_coordinates(template, at, order=1) for template in templates)
     brain = inside > 0.7
     fluid = 1.8 * np.clip(1 - grey - white, 0, 1) + 0.06
     odds = np.stack([np.clip(grey, 0, 1), np.clip(white, 0, 1), fluid])
@@ -131,11 +134,12 @@ def _images(
     healthy = np.clip(1 - sum(parts), 0, 1)
     mixture = np.stack([*(healthy * tissue[brain] for tissue in tissues), *parts])
     data = np.zeros((len(_INTENSITIES), *grid.shape), dtype=np.float32)
+    (receiver,) = random.spawn(1)  # noise takes as many numbers as there are voxels; all else is the same at 1 and 2 mm
     for image, intensities in zip(data, _INTENSITIES.values(), strict=True):
         contrast = np.asarray(intensities) * np.exp(0.04 * random.standard_normal(len(intensities)))
         texture = 0.06 * _smooth_noise(random, grid, 5)[brain] + 0.08 * _smooth_noise(random, grid, 70)[brain]
         signal = contrast @ mixture * np.exp(texture)
-        real, imaginary = _NOISE * random.standard_normal((2, signal.size))
+        real, imaginary = _NOISE * receiver.standard_normal((2, signal.size))
         image[brain] = np.maximum(np.rint(np.hypot(signal + real, imaginary)), 1)
     return Scan(data, grid, tuple(_INTENSITIES))
 
@@ -153,10 +157,10 @@ def _smooth_noise(random: np.random.Generator, grid: Grid, scale: float) -> np.n
     The nodes do not depend on the grid, so that one generator gives one field at every spacing.
     """
     nodes = np.arange(np.floor(-150 / scale), np.ceil(150 / scale) + 1)
-    field = random.standard_normal((nodes.size,) * 3)
+    field = random.standard_normal((nodes.size,) * 3, dtype=np.float32)
     for positions in _world(grid):
         t = np.abs(positions.reshape(-1, 1) / scale - nodes)
         weights = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6)
         weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-        field = np.tensordot(field, weights, axes=(0, 1))
-    return field.astype(np.float32)
+        field = np.tensordot(field, weights.astype(np.float32), axes=(0, 1))
+    return field

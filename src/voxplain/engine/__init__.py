@@ -1,0 +1,1 @@
+"""How fast, within how much memory."""

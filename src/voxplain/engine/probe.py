@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from voxplain.preparation import Prepared
 from voxplain.target import Target
 
 console = Console(stderr=True)
+Item = TypeVar("Item")
 
 
 class Probe:
@@ -111,17 +112,6 @@ class Probe:
                 f"{self.prepared.name}: {what}, {passes} passes in batches of {self.batch_size}, about {seconds:.0f} s"
             )
 
-    def track(self, batches: Iterable[list[int]], total: int) -> Iterator[list[int]]:
-        """Pass batches of items on, under a progress bar where the user wants one."""
-        if not self.compute.progress:
-            yield from batches
-            return
-        with progress_bar() as progress:
-            task = progress.add_task(self.prepared.name, total=total)
-            for batch in batches:
-                yield batch
-                progress.advance(task, len(batch))
-
     def _tensor(self, inputs: np.ndarray) -> torch.Tensor:
         # The network must not be able to write into the scan.
         tensor = torch.from_numpy(np.array(inputs, dtype=np.float32))
@@ -152,9 +142,11 @@ class Probe:
         return output.float()
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar with counts and the time that remains, on standard error."""
+def tracked(items: Sequence[Item], description: str, *, shown: bool) -> Iterator[Item]:
+    """Pass items on, under a bar with counts and the time that remains (on standard error) where it is wanted."""
+    if not shown:
+        yield from items
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield progress
+        yield from progress.track(items, description=description)

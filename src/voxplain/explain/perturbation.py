@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from scipy.ndimage import find_objects
 
-from voxplain.engine.probe import Probe
+from voxplain.engine.probe import Probe, tracked
 from voxplain.explain.fills import Fill
 from voxplain.scan import Labels
 
@@ -31,15 +29,11 @@ def scores_without_each_part(probe: Probe, parts: Labels, fill: Fill, scale: str
             fillings[index] = (box, patch)
     changing = list(fillings)
     probe.announce(len(changing), f"{len(boxes)} parts")
-    for batch in probe.track(_batches(changing, probe.batch_size), len(changing)):
+    batches = [changing[start : start + probe.batch_size] for start in range(0, len(changing), probe.batch_size)]
+    for batch in tracked(batches, probe.prepared.name, shown=probe.compute.progress):
         perturbed = np.repeat(image[None], len(batch), axis=0)
         for row, index in enumerate(batch):
             box, patch = fillings[index]
             perturbed[(row, slice(None), *box)] = patch
         scores[batch] = probe.scores(perturbed, scale)
     return scores
-
-
-def _batches(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -59,7 +59,7 @@ def hausdorff95(prediction: np.ndarray, reference: np.ndarray, *, spacing: Seque
         InputError: the masks are not boolean, differ in shape or are not 3D, or spacing is not above 0.
     """
     prediction, reference = _masks(prediction, reference)
-    if prediction.ndim != 3 or len(spacing) != 3 or not min(spacing) > 0:
+    if prediction.ndim != 3 or len(spacing) != 3 or not all(size > 0 for size in spacing):
         raise InputError(
             "a distance needs masks (X, Y, Z) and a voxel size above 0 mm for each axis; "
             f"got shape {prediction.shape} and spacing {tuple(spacing)}"

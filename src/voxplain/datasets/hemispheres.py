@@ -1,0 +1,63 @@
+"""The hemisphere task: does this half of the head hold tumour? One label per half, made from whole scans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from voxplain.datasets.case import Case
+from voxplain.model import Card
+from voxplain.preparation import Prepared, prepare
+from voxplain.scan import Labels
+
+# A half with more tumour than the first holds tumour, with less than the second it holds none, between it has no label.
+_WITH_TUMOUR_ML = 2.0
+_WITHOUT_TUMOUR_ML = 0.16
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """One half of a case as the network reads it: its tumour volume in ml and its label (1, 0, or None between)."""
+
+    case: Case
+    prepared: Prepared
+    tumour_ml: float
+
+    @property
+    def label(self) -> int | None:
+        """1 with more than 2 ml of tumour, 0 with less than 0.16 ml, None between."""
+        return half_label(self.tumour_ml)
+
+    @property
+    def name(self) -> str:
+        """Case and side."""
+        return f"{self.case.id}/{self.prepared.name}"
+
+    @property
+    def image(self) -> np.ndarray:
+        """The network's input, float32 (C, X, Y, Z)."""
+        return self.prepared.input.data
+
+
+def half_label(tumour_ml: float) -> int | None:
+    """The label of a half with this much tumour, in ml: 1, 0, or None between."""
+    if tumour_ml > _WITH_TUMOUR_ML:
+        return 1
+    return 0 if tumour_ml < _WITHOUT_TUMOUR_ML else None
+
+
+def halves(case: Case, card: Card) -> list[Half]:
+    """Both halves of a case, cut as the card declares, with the label that its expert mask gives them.
+
+    Raises:
+        InputError: the case has no expert mask, or its scan does not fit the card.
+    """
+    tumour = case.tumour()
+    return [Half(case, prepared, tumour_volume(tumour, prepared.box)) for prepared in prepare(case.scan(), card)]
+
+
+def tumour_volume(tumour: Labels, box: tuple[tuple[int, int], ...]) -> float:
+    """Volume in ml of a mask inside a box of its grid."""
+    inside = tumour.data[tuple(slice(start, stop) for start, stop in box)]
+    return float(np.count_nonzero(inside)) * tumour.grid.voxel_volume / 1000

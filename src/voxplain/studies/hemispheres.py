@@ -1,0 +1,468 @@
+"""The hemisphere study: a classifier learns which halves of the head hold tumour, and its maps segment it.
+
+Papers relevance (000, 001), on labels that real tumour scans carry for free. No voxel labels are used in training;
+the label of a half is derived from the expert mask's volume in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+
+from voxplain.compute import Compute
+from voxplain.datasets.case import Case
+from voxplain.datasets.hemispheres import halves
+from voxplain.engine.probe import tracked
+from voxplain.errors import InputError
+from voxplain.explain import GradCAM, RelevanceMap
+from voxplain.explain.explainer import Explainer, versions
+from voxplain.io.atomic import output_folder, write_json, write_text
+from voxplain.io.bundle import load_model, save_model
+from voxplain.metrics.classification import auc, auc_within, balanced_accuracy
+from voxplain.metrics.statistics import bootstrap_interval
+from voxplain.model import Card, Model
+from voxplain.networks.resnet import resnet
+from voxplain.studies.scoring import markdown, print_tables, score_case, scores, write_tables
+from voxplain.training import Example, Settings, finish, train
+
+_CHANNELS = ("flair", "t1", "t1ce", "t2")
+_DATA = (
+    "BraTS glioma scans with expert masks: Menze 2015 (10.1109/TMI.2014.2377694), Bakas 2017 "
+    "(10.1038/sdata.2017.117), Bakas 2018 (arXiv 1811.02629)"
+)
+_LIMITS = (
+    "Research software, not a medical device. Trained on few pre-operative glioma scans, skull-stripped and "
+    "co-registered; other diseases, sequences or scanners are outside of what it has seen."
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network, what it reads, and how it is trained."""
+
+    card: Card
+    settings: Settings
+
+
+PRESETS = {
+    # Sizes that finish on two CPU cores.
+    "small": Preset(
+        Card(
+            name="tumour-hemisphere",
+            channels=_CHANNELS,
+            classes=("tumour",),
+            spacing=(2, 2, 2),
+            orientation="LPS",
+            normalisation="z-score",
+            region="half",
+            shape=(40, 96, 76),
+            skull_stripped=True,
+            factory="voxplain.networks.resnet:resnet",
+            arguments={"depth": 10, "in_channels": 4, "classes": 1, "width": 32, "stem_stride": 2, "stem_kernel": 7},
+        ),
+        Settings(epochs=15, patience=5, batch_size=4, learning_rate=2e-4, weight_decay=1e-2, averaging=0.9),
+    ),
+    # The paper's own: ResNet-50, 4 x 128^3, min-max, Adam 0.01, 100 epochs (000, 3.1 and 3.2).
+    "paper": Preset(
+        Card(
+            name="tumour-hemisphere-paper",
+            channels=_CHANNELS,
+            classes=("tumour",),
+            spacing=(1, 1, 1),
+            orientation="LPS",
+            normalisation="min-max",
+            region="half",
+            shape=(128, 128, 128),
+            skull_stripped=True,
+            factory="voxplain.networks.resnet:resnet",
+            arguments={"depth": 50, "in_channels": 4, "classes": 1, "width": 64, "stem_stride": 2, "stem_kernel": 7},
+        ),
+        Settings(
+            epochs=100,
+            patience=100,
+            batch_size=4,
+            optimiser="adam",
+            learning_rate=0.01,
+            weight_decay=0,
+            averaging=0,
+            augmentation=False,
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _LabelledHalf:
+    """A labelled half in memory, 16-bit, ready for training."""
+
+    case: Case
+    side: str
+    label: int
+    image: np.ndarray
+
+    @property
+    def example(self) -> Example:
+        return Example(f"{self.case.id}/{self.side}", self.label, lambda: self.image.astype(np.float32))
+
+
+def split(cases: Sequence[Case], folds: int, seed: int = 0) -> list[tuple[list[Case], list[Case], list[Case]]]:
+    """Training, validation and test cases of each fold, split by patient.
+
+    Every patient is in the test part of one fold; about a sixth of the others validates.
+
+    Raises:
+        InputError: fewer than two folds, or too few patients for the folds.
+    """
+    patients = sorted({case.patient for case in cases})
+    if folds < 2 or len(patients) < max(folds, 3):
+        raise InputError(f"{folds} folds need at least two folds and three patients; got {len(patients)} patients")
+    shuffled = np.random.default_rng(seed).permutation(patients)
+    parts = np.array_split(shuffled, folds)
+    found = []
+    for index in range(folds):
+        testing = set(parts[index])
+        # The patients that follow validate, so that each patient does so at most once or twice.
+        following = [patient for part in (*parts[index + 1 :], *parts[:index]) for patient in part]
+        validating = set(following[: max(1, round(len(following) / 6))])
+        sides = ([], [], [])  # type: tuple[list[Case], list[Case], list[Case]]
+        for case in cases:
+            sides[2 if case.patient in testing else 1 if case.patient in validating else 0].append(case)
+        found.append(sides)
+    return found
+
+
+def cross_validate(
+    cases: Sequence[Case], out: Path, *, preset: str = "small", folds: int = 5, seed: int = 0, compute: Compute
+) -> dict[str, Any]:
+    """Train one network per fold into `out/fold0`, ... and sum up their test figures in `out/metrics.json`.
+
+    Folds that are finished are kept; a fold that was killed goes on from its last epoch.
+    """
+    chosen = _preset(preset)
+    output_folder(out)
+    parts = split(cases, folds, seed)
+    stored: list[_LabelledHalf] | None = None
+    found = []
+    for index, (training, validation, testing) in enumerate(parts):
+        folder = out / f"fold{index}"
+        identity = _identity(chosen, seed, [[case.id for case in part] for part in parts[index]])
+        metrics = _finished(folder, identity)
+        if metrics is None:
+            stored = stored if stored is not None else _stored_halves(cases, chosen.card, compute)
+            metrics = _train_fold(
+                folder, identity, index, stored, training, validation, testing, chosen, seed=seed, compute=compute
+            )
+        found.append(metrics)
+    summary = {"preset": preset, "folds": folds, "seed": seed, **_summary(found), "versions": versions()}
+    write_json(summary, out / "metrics.json")
+    return summary
+
+
+def train_final(
+    cases: Sequence[Case], out: Path, *, preset: str = "small", seed: int = 0, compute: Compute
+) -> dict[str, Any]:
+    """Train one network on all cases into `out/final`, for the median best epoch of the folds in `out`.
+
+    Without folds in `out` it trains for as many epochs as the preset names.
+    """
+    chosen = _preset(preset)
+    folder = output_folder(out / "final")
+    summary = _read_json(out / "metrics.json")
+    if summary is not None and summary["preset"] == preset:
+        epochs = int(np.median(summary["best_epochs"]))
+    else:
+        summary, epochs = None, chosen.settings.epochs
+        if compute.progress:
+            Console(stderr=True).print(f"no folds of this preset in {out}: training for {epochs} epochs")
+    settings = dataclasses.replace(chosen.settings, epochs=epochs)
+    ids = [case.id for case in cases]
+    identity = _identity(Preset(chosen.card, settings), seed, [ids])
+    metrics = _finished(folder, identity)
+    if metrics is not None:
+        return metrics
+    stored = _stored_halves(cases, chosen.card, compute)
+    network = _new_network(chosen.card, seed)
+    examples = [half.example for half in stored]
+    result = train(network, examples, [], folder, settings=settings, seed=seed, compute=compute, title="final")
+    facts = _training_facts(ids, [], examples, settings, seed) | {"epochs": epochs, "limits": _LIMITS}
+    if summary is not None:
+        facts["cross_validation"] = {
+            name: summary[name] for name in ("folds", "auc", "auc_interval", "balanced_accuracy", "n_patients")
+        }
+    description = (
+        "Tells whether a half of the head holds tumour; learnt from one label per half, no voxel labels. "
+        "Data: " + _DATA + ". " + _LIMITS
+    )
+    save_model(
+        network,
+        dataclasses.replace(chosen.card, description=description, training=facts),
+        folder,
+        half_precision=True,
+    )
+    metrics = {"identity": identity, "epochs": epochs, "training_losses": result.training_losses, **facts}
+    finish(folder, metrics)
+    return metrics
+
+
+def evaluate(
+    model: Model,
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    explainers: Mapping[str, Explainer],
+    seed: int = 0,
+    compute: Compute,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Score a model's maps on cases with expert masks, without training; writes `cases.tsv` and `scores.tsv`.
+
+    Each finished case is kept in `out/cases`, so that an evaluation that was stopped goes on.
+
+    Returns:
+        The summary, as `voxplain.studies.scoring.scores` describes it.
+    """
+    return _evaluate([(0, model, list(cases))], out, explainers, seed, compute, console or Console())
+
+
+def study(
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    explainers: Mapping[str, Explainer],
+    preset: str = "small",
+    folds: int = 5,
+    seed: int = 0,
+    compute: Compute,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Cross-validate, then explain and score every patient with the network that has not seen them."""
+    cross_validate(cases, out, preset=preset, folds=folds, seed=seed, compute=compute)
+    parts = split(cases, folds, seed)
+    work = [(index, load_model(out / f"fold{index}"), testing) for index, (_, _, testing) in enumerate(parts)]
+    return _evaluate(work, out, explainers, seed, compute, console or Console())
+
+
+def default_explainers(model: Model, layers: Sequence[str] | None = None, **options: Any) -> dict[str, Explainer]:
+    """The methods of the study by the name of their row: a relevance map, and Grad-CAM on early and late layers.
+
+    A network whose layers cannot be watched gets the relevance map alone.
+    """
+    relevance = RelevanceMap(**options)
+    found: dict[str, Explainer] = {f"relevance-map/{relevance.fill}": relevance}
+    if layers is None:
+        layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
+    if model.differentiable_inside:
+        found |= {f"grad-cam/{layer}": GradCAM(layer=layer) for layer in layers}
+    return found
+
+
+def _evaluate(
+    work: Sequence[tuple[int, Model, Sequence[Case]]],
+    out: Path,
+    explainers: Mapping[str, Explainer],
+    seed: int,
+    compute: Compute,
+    console: Console,
+) -> pd.DataFrame:
+    kept = output_folder(output_folder(out) / "cases")
+    total = sum(len(cases) for _, _, cases in work)
+    if not total:
+        raise InputError("no case with an expert mask to score; expected patient folders with a _seg or -seg file")
+    options = {name: [type(method).__name__, dataclasses.asdict(method)] for name, method in explainers.items()}
+    tables = []
+    quiet = dataclasses.replace(compute, progress=False)
+    flat = [(fold, model, case) for fold, model, cases in work for case in cases]
+    for fold, model, case in tracked(flat, "explaining and scoring", shown=compute.progress):
+        identity = json.dumps([model.fingerprint, fold, options, seed, sorted(map(str, case.files.values()))])
+        path = kept / f"{case.id}.json"
+        found = _read_json(path)
+        if found is None or found["identity"] != identity:
+            table = score_case(case, model, explainers, seed=seed, compute=quiet, fold=fold)
+            found = {"identity": identity, "rows": table.to_dict(orient="list")}
+            write_json(found, path)
+        tables.append(pd.DataFrame(found["rows"]))
+    cases = pd.concat(tables, ignore_index=True)
+    summary = scores(cases, seed=seed)
+    write_tables(cases, summary, out)
+    facts = {
+        "models": sorted({model.fingerprint for _, model, _ in work}),
+        "cases": total,
+        "seed": seed,
+        "explainers": options,
+        "versions": versions(),
+    }
+    write_json(facts, out / "provenance.json")
+    write_text(f"{total} cases, seed {seed}.\n\n{markdown(summary)}", out / "tables.md")
+    print_tables(summary, console)
+    return summary
+
+
+def _train_fold(
+    folder: Path,
+    identity: str,
+    index: int,
+    stored: Sequence[_LabelledHalf],
+    training: Sequence[Case],
+    validation: Sequence[Case],
+    testing: Sequence[Case],
+    chosen: Preset,
+    *,
+    seed: int,
+    compute: Compute,
+) -> dict[str, Any]:
+    ids = [[case.id for case in part] for part in (training, validation, testing)]
+    groups = [[half for half in stored if half.case.id in part] for part in map(set, ids)]
+    network = _new_network(chosen.card, seed)
+    examples = [half.example for half in groups[0]]
+    result = train(
+        network,
+        examples,
+        [half.example for half in groups[1]],
+        folder,
+        settings=chosen.settings,
+        seed=seed,
+        compute=compute,
+        title=f"fold {index}",
+    )
+    facts = _training_facts(ids[0], ids[1], examples, chosen.settings, seed) | {"epochs": result.best_epoch}
+    card = dataclasses.replace(chosen.card, description=f"Fold {index} of a cross-validation.", training=facts)
+    save_model(network, card, folder, half_precision=True)
+    predictions = _predictions(load_model(folder), groups[2], compute)
+    metrics = {
+        "identity": identity,
+        "fold": index,
+        "training_ids": ids[0],
+        "validation_ids": ids[1],
+        "test_ids": ids[2],
+        **dataclasses.asdict(result),
+        "test": _figures(predictions),
+        "predictions": predictions,
+    }
+    finish(folder, metrics)
+    return metrics
+
+
+def _predictions(model: Model, tested: Sequence[_LabelledHalf], compute: Compute) -> list[dict[str, Any]]:
+    device = compute.torch_device
+    network = model.network.to(device)
+    found = []
+    with compute.running(), torch.inference_mode():
+        for half in tested:
+            image = torch.from_numpy(half.image.astype(np.float32))[None].to(device)
+            probability = float(torch.sigmoid(network(image)[0, 0]))
+            found.append(
+                {"case": half.case.id, "patient": half.case.patient, "side": half.side, "label": half.label}
+                | {"probability": round(probability, 6)}
+            )
+    return found
+
+
+def _figures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """AUC and balanced accuracy with intervals over patients, of one fold."""
+    labels, values, patients = (
+        np.array([line[name] for line in predictions]) for name in ("label", "probability", "patient")
+    )
+    predicted = (values >= 0.5).astype(int)
+    return {
+        "auc": auc(labels, values),
+        "auc_interval": bootstrap_interval((labels, values), statistic=auc, groups=patients),
+        "balanced_accuracy": balanced_accuracy(labels, predicted),
+        "balanced_accuracy_interval": bootstrap_interval(
+            (labels, predicted), statistic=balanced_accuracy, groups=patients
+        ),
+        "n_halves": len(labels),
+        "n_patients": len(set(patients)),
+    }
+
+
+def _summary(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All folds together: the mean AUC within folds, balanced accuracy over all, intervals over patients."""
+    lines = [line | {"fold": fold["fold"]} for fold in folds for line in fold["predictions"]]
+    labels, values, patients, index = (
+        np.array([line[name] for line in lines]) for name in ("label", "probability", "patient", "fold")
+    )
+    predicted = (values >= 0.5).astype(int)
+
+    return {
+        "auc": auc_within(labels, values, index),
+        "auc_interval": bootstrap_interval((labels, values, index), statistic=auc_within, groups=patients),
+        "auc_per_fold": [fold["test"]["auc"] for fold in folds],
+        "balanced_accuracy": balanced_accuracy(labels, predicted),
+        "balanced_accuracy_interval": bootstrap_interval(
+            (labels, predicted), statistic=balanced_accuracy, groups=patients
+        ),
+        "best_epochs": [fold["best_epoch"] for fold in folds],
+        "n_halves": len(labels),
+        "n_patients": len(set(patients)),
+    }
+
+
+def _stored_halves(cases: Sequence[Case], card: Card, compute: Compute) -> list[_LabelledHalf]:
+    """All labelled halves, read once and kept in memory."""
+    return [
+        _LabelledHalf(case, half.prepared.name, half.label, half.image.astype(np.float16))
+        for case in tracked(cases, "reading scans", shown=compute.progress)
+        for half in halves(case, card)
+        if half.label is not None
+    ]
+
+
+def _new_network(card: Card, seed: int) -> torch.nn.Module:
+    """A freshly initialised network; the seed decides its weights, and the global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return resnet(**card.arguments)
+
+
+def _training_facts(
+    ids: Sequence[str], validation_ids: Sequence[str], examples: Sequence[Example], settings: Settings, seed: int
+) -> dict[str, Any]:
+    return {
+        "data": _DATA,
+        "ids": list(ids),
+        "validation_ids": list(validation_ids),
+        "n_patients": len(ids),
+        "n_halves": len(examples),
+        "n_halves_with_tumour": sum(example.label for example in examples),
+        "labels": "one per half, derived from expert masks: tumour above 2 ml, none below 0.16 ml; no voxel labels",
+        "settings": dataclasses.asdict(settings),
+        "seed": seed,
+    }
+
+
+def _identity(chosen: Preset, seed: int, ids: Sequence[Sequence[str]]) -> str:
+    """What a finished training must agree in to be kept."""
+    content = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), seed, ids]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finished(folder: Path, identity: str) -> dict[str, Any] | None:
+    metrics = _read_json(folder / "metrics.json")
+    if metrics is not None and metrics["identity"] != identity:
+        raise InputError(
+            f"{folder} holds a training on other patients or with other settings; give another --out, or remove it"
+        )
+    return metrics
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise InputError(f"preset is one of {', '.join(PRESETS)}; got {name!r}")
+    return PRESETS[name]

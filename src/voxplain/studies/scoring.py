@@ -1,0 +1,356 @@
+"""Scores of segmentations that come from explanations, beside what needs no network: rows, kinds, intervals, tables.
+
+Kinds of figure: `deployable` (no expert mask of any patient was looked at), `oracle` (the scored case's own mask
+chose), `seen` (the network was trained on the case), `plain` (nothing to choose). See docs/figures.md.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from scipy.ndimage import gaussian_filter
+from scipy.ndimage import label as connected_components
+
+from voxplain import segment
+from voxplain.compute import Compute
+from voxplain.datasets.case import Case
+from voxplain.datasets.hemispheres import half_label, tumour_volume
+from voxplain.explain.explainer import Explainer
+from voxplain.explanation import Explanation, Region
+from voxplain.io.atomic import writing
+from voxplain.metrics.classification import auc_within, balanced_accuracy
+from voxplain.metrics.overlap import (
+    best_grouping,
+    best_threshold,
+    cumulative_dice,
+    dice,
+    hausdorff95,
+    rank_dice,
+    supervoxel_ceiling,
+    volume_error,
+)
+from voxplain.metrics.statistics import bootstrap_interval, holm, paired_wilcoxon
+from voxplain.model import Model
+from voxplain.scan import Labels, Scan
+
+CASE_COLUMNS = ("case", "patient", "fold", "region", "table", "row", "metric", "kind", "value")
+SCORE_COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
+NETWORK_FREE = ("intensity/flair", "intensity/supervoxel-rank", "random-rank", "whole-brain")
+
+_FLAIR_SMOOTHING_MM = 2.0
+_FLAIR_THRESHOLD = 1.2
+_RANDOM_DRAWS = 20
+_RANKS = 5
+
+
+def score_case(
+    case: Case, model: Model, explainers: Mapping[str, Explainer], *, seed: int, compute: Compute, fold: int = 0
+) -> pd.DataFrame:
+    """Explain one case of the hemisphere task and score every row, on the scan's own grid.
+
+    `explainers` maps the first part of the row's name ("relevance-map/blank") to the method; those that score parts
+    also give the partition on which the network-free rankings are drawn.
+
+    Returns:
+        A table with the columns `CASE_COLUMNS`; tables "halves" (halves labelled as tumour), "unlabelled" (halves
+        with too little tumour for a label), "scans" (whole heads, halves predicted negative left empty) and
+        "classification" (one probability and label per half).
+    """
+    scan, tumour = case.scan(), case.tumour()
+    explanations = {name: explain(model, scan, seed=seed, compute=compute) for name, explain in explainers.items()}
+    foreground = Labels(scan.foreground(), scan.grid)
+    network_free = _network_free(scan, explanations, case, seed)
+    masks = {f"{row}/{rule}": mask for row, why in explanations.items() for rule, mask in _masks(why, foreground)}
+    known = model.card.training_ids
+    seen = case.id in known or case.patient in known or any(name.startswith(case.patient + "_") for name in known)
+
+    rows: list[tuple[str, str, str, str, str, float]] = []
+
+    def add(region: str, table: str, row: str, metric: str, kind: str, value: float) -> None:
+        rows.append((region, table, row, metric, "seen" if seen and row not in network_free_rows else kind, value))
+
+    network_free_rows = {row for row, _, _ in network_free} | {"intensity/flair", "whole-brain", "supervoxel-ceiling"}
+    truth = tumour.data > 0
+    regions = next(iter(explanations.values())).regions
+    for region in regions:
+        volume = tumour_volume(tumour, region.box)
+        label = half_label(volume)
+        box = region.slices
+        add(region.name, "classification", "network", "probability", "plain", region.probability)
+        add(region.name, "classification", "network", "label", "plain", np.nan if label is None else float(label))
+        flair_ml = float(np.count_nonzero(network_free_mask("intensity/flair", scan)[box]))
+        flair_ml *= scan.grid.voxel_volume / 1000
+        add(region.name, "classification", "intensity/flair", "volume_ml", "plain", flair_ml)
+        if label == 0:
+            continue
+        table = "halves" if label == 1 else "unlabelled"
+        reference = truth[box]
+        for row, mask in masks.items():
+            _add_mask(add, region.name, table, row, mask.data[box] > 0, reference, scan)
+        for row in ("intensity/flair", "whole-brain"):
+            _add_mask(add, region.name, table, row, network_free_mask(row, scan, region), reference, scan)
+        for row, why in explanations.items():
+            _add_oracles(add, region, table, row, why, foreground, reference)
+        for row, why, _ in network_free:
+            assert why.parts is not None
+            parts, scores = _parts_in(why, region)
+            value = dice(segment.otsu(why, everywhere=True).data[box] > 0, reference)
+            add(region.name, table, row, "dice", "deployable", value)
+            add(
+                region.name,
+                table,
+                f"{row}/best-grouping",
+                "dice",
+                "oracle",
+                best_grouping(parts, scores, reference).dice,
+            )
+        if network_free:
+            parts, _ = _parts_in(network_free[0][1], region)
+            add(region.name, table, "supervoxel-ceiling", "dice", "oracle", supervoxel_ceiling(parts, reference))
+    for row, mask in masks.items():
+        _add_mask(add, "scan", "scans", row, mask.data > 0, truth, scan)
+    for row in ("intensity/flair", "whole-brain"):
+        _add_mask(add, "scan", "scans", row, network_free_mask(row, scan), truth, scan)
+    table = pd.DataFrame(rows, columns=["region", "table", "row", "metric", "kind", "value"])
+    table = table.groupby(["region", "table", "row", "metric", "kind"], sort=False, as_index=False, dropna=False).mean()
+    table.insert(0, "case", case.id)
+    table.insert(1, "patient", case.patient)
+    table.insert(2, "fold", fold)
+    return table[list(CASE_COLUMNS)]
+
+
+def network_free_mask(row: str, scan: Scan, region: Region | None = None) -> np.ndarray:
+    """What needs no network, boolean on the scan's grid or in one region of it.
+
+    "intensity/flair": FLAIR smoothed with a Gaussian of 2 mm, above a z-score of 1.2 over the brain, largest
+    connected component; "whole-brain": every voxel of the brain.
+    """
+    box = (slice(None),) * 3 if region is None else region.slices
+    foreground = scan.foreground()[box]
+    if row == "whole-brain":
+        return foreground
+    flair = scan.channel("flair")
+    values = flair[flair != 0]
+    score = (flair - values.mean(dtype=np.float64)) / (values.std(dtype=np.float64) or 1.0)
+    score = np.where(flair != 0, score, 0)
+    smooth = gaussian_filter(score, [_FLAIR_SMOOTHING_MM / s for s in scan.grid.spacing])[box]
+    pieces, count = connected_components((smooth > _FLAIR_THRESHOLD) & foreground, np.ones((3, 3, 3)))
+    return pieces == np.bincount(pieces.ravel())[1:].argmax() + 1 if count else np.zeros_like(foreground)
+
+
+def scores(cases: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Sum the cases up: means with bootstrap 95 % intervals over patients, AUC within folds, paired gains.
+
+    Returns:
+        A table with the columns `SCORE_COLUMNS`; n counts patients. `dice_gain` is a row's mean paired gain in Dice
+        over the best deployable network-free row, and `p_holm` its Wilcoxon signed-rank p-value over patients,
+        adjusted by Holm over the rows of its table.
+    """
+    rows: list[tuple[str, str, str, str, float, float, float, int]] = []
+    measured = cases[cases["table"] != "classification"]
+    for (table, row, metric, kind), group in measured.groupby(["table", "row", "metric", "kind"], sort=False):
+        low, high = bootstrap_interval(group["value"].to_numpy(), groups=group["patient"].to_numpy(), seed=seed)
+        valid = group.dropna(subset="value")
+        mean = float(valid["value"].mean()) if len(valid) else np.nan
+        rows.append((table, row, metric, kind, mean, low, high, valid["patient"].nunique()))
+    rows += _classification(cases[cases["table"] == "classification"], seed)
+    rows += _gains(measured, seed)
+    return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
+
+
+def write_tables(cases: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> None:
+    """Write `cases.tsv` and `scores.tsv`."""
+    for table, name in ((cases, "cases.tsv"), (summary, "scores.tsv")):
+        with writing(folder / name) as temporary:
+            table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+
+
+def table_titles() -> dict[str, str]:
+    """What each table of the summary shows, in one line."""
+    return {
+        "classification": "Which halves hold tumour (AUC within folds, balanced accuracy at the card's threshold)",
+        "halves": "Dice on the halves labelled as tumour; halves predicted negative count as empty masks",
+        "unlabelled": "Halves with 0.16 to 2 ml of tumour, which have no label",
+        "scans": "Whole scans; halves predicted negative are left empty",
+    }
+
+
+def as_rows(summary: pd.DataFrame, table: str) -> list[tuple[str, ...]]:
+    """One table as text: row, kind, then each metric as "mean [low, high]", and n; deployable rows first."""
+    chosen = summary[summary["table"] == table]
+    metrics = list(dict.fromkeys(chosen["metric"]))
+    order = {"deployable": 0, "plain": 0, "seen": 1, "oracle": 2}
+    lines: list[tuple[str, ...]] = [("row", "kind", *metrics, "n")]
+    keys = chosen[["row", "kind"]].drop_duplicates().itertuples(index=False, name=None)
+    for row, kind in sorted(keys, key=lambda key: order.get(key[1], 3)):
+        group = chosen[(chosen["row"] == row) & (chosen["kind"] == kind)].set_index("metric")
+        cells = [_cell(group.loc[metric]) if metric in group.index else "" for metric in metrics]
+        lines.append((row, kind, *cells, str(int(group["n"].max()))))
+    return lines
+
+
+def print_tables(summary: pd.DataFrame, console: Console) -> None:
+    """Print every table of a summary."""
+    for name, title in table_titles().items():
+        lines = as_rows(summary, name)
+        if len(lines) == 1:
+            continue
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(lines[0]):
+            table.add_column(column, justify="left" if index < 2 else "right", no_wrap=index == 0)
+        for line in lines[1:]:
+            table.add_row(*line)
+        console.print(table)
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """Every table of a summary in Markdown."""
+    blocks = []
+    for name, title in table_titles().items():
+        header, *lines = as_rows(summary, name)
+        if lines:
+            rule = ["---"] * 2 + ["---:"] * (len(header) - 2)
+            body = "\n".join("| " + " | ".join(line) + " |" for line in (header, tuple(rule), *lines))
+            blocks.append(f"**{title}**\n\n{body}\n")
+    return "\n".join(blocks)
+
+
+def _cell(line: pd.Series) -> str:
+    if np.isnan(line["value"]):
+        return "-"
+    if np.isnan(line["low"]):
+        return f"{line['value']:.3g}"
+    return f"{line['value']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
+
+
+def _masks(why: Explanation, foreground: Labels) -> list[tuple[str, Labels]]:
+    return [
+        ("otsu", segment.otsu(why, mask=foreground)),
+        ("multi-otsu", segment.multi_otsu(why, mask=foreground)),
+    ]
+
+
+def _network_free(
+    scan: Scan, explanations: Mapping[str, Explanation], case: Case, seed: int
+) -> list[tuple[str, Explanation, int]]:
+    """Rankings of the same parts that need no network: by mean FLAIR, and by chance (many draws)."""
+    with_parts = next((why for why in explanations.values() if why.parts is not None), None)
+    if with_parts is None or with_parts.parts is None or with_parts.scores is None:
+        return []
+    labels, count = with_parts.parts.data, len(with_parts.scores)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    means = np.bincount(labels.ravel(), weights=scan.channel("flair").ravel(), minlength=count + 1)[1:] / sizes
+    rankings = [("intensity/supervoxel-rank", means, 0)]
+    rng = np.random.default_rng((seed, zlib.crc32(case.id.encode())))
+    rankings += [("random-rank", rng.random(count), draw) for draw in range(_RANDOM_DRAWS)]
+    return [(row, _with_scores(with_parts, values), draw) for row, values, draw in rankings]
+
+
+def _with_scores(why: Explanation, values: np.ndarray) -> Explanation:
+    assert why.parts is not None
+    painted = np.concatenate([[0.0], values])[why.parts.data][None]
+    return Explanation(painted, ("all",), why.grid, False, "rank", why.regions, why.parts, values)
+
+
+def _parts_in(why: Explanation, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """Parts of one region, numbered 1..N there, and their scores."""
+    assert why.parts is not None
+    assert why.scores is not None
+    inside = why.labels_in(region)
+    lookup = np.zeros(len(why.scores) + 1, dtype=np.int64)
+    lookup[inside] = np.arange(1, len(inside) + 1)
+    return lookup[why.parts.data[region.slices]], why.scores[inside - 1]
+
+
+def _add_mask(
+    add: Callable[..., None],
+    region: str,
+    table: str,
+    row: str,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    scan: Scan,
+) -> None:
+    add(region, table, row, "dice", "deployable", dice(prediction, reference))
+    add(region, table, row, "hd95_mm", "deployable", hausdorff95(prediction, reference, spacing=scan.grid.spacing))
+    error = volume_error(prediction, reference, voxel_volume=scan.grid.voxel_volume)
+    add(region, table, row, "volume_error_ml", "deployable", error)
+
+
+def _add_oracles(
+    add: Callable[..., None],
+    region: Region,
+    table: str,
+    row: str,
+    why: Explanation,
+    foreground: Labels,
+    reference: np.ndarray,
+) -> None:
+    """What the map could give if the case's own mask chose; and the ranks as they stand (deployable)."""
+    if why.parts is None:
+        inside = foreground.data[region.slices] > 0
+        values = np.where(inside, why.total[region.slices], 0)
+        add(region.name, table, f"{row}/best-threshold", "dice", "oracle", best_threshold(values, reference).dice)
+        return
+    parts, values = _parts_in(why, region)
+    add(region.name, table, f"{row}/best-grouping", "dice", "oracle", best_grouping(parts, values, reference).dice)
+    if not len(values):
+        return
+    # A half that is predicted negative gets no mask, whatever its ranks.
+    for name, found in (("rank", rank_dice), ("top", cumulative_dice)):
+        for rank, value in enumerate(found(parts, values, reference, ranks=_RANKS), start=1):
+            kept = float(value) if region.positive else 0.0
+            add(region.name, table, f"{row}/{name}-{rank}", "dice", "deployable", kept)
+
+
+def _classification(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str, str, float, float, float, int]]:
+    if cases.empty:
+        return []
+    keys = ["case", "patient", "fold", "region"]
+    labels = cases[cases["metric"] == "label"].set_index(keys)["value"]
+    rows: list[tuple[str, str, str, str, float, float, float, int]] = []
+    for row, metric in (("network", "probability"), ("intensity/flair", "volume_ml")):
+        found = cases[(cases["row"] == row) & (cases["metric"] == metric)].set_index(keys)
+        kind = "seen" if (found["kind"] == "seen").any() else "plain"
+        table = pd.DataFrame({"score": found["value"], "label": labels}).dropna().reset_index()
+        arrays = tuple(table[name].to_numpy() for name in ("label", "score", "fold"))
+        patients = table["patient"].to_numpy()
+        figures: list[tuple[str, Callable[..., float]]] = [("auc", auc_within)]
+        if row == "network":
+            figures.append(("balanced_accuracy", _balanced_accuracy_at_half))
+        for name, statistic in figures:
+            low, high = bootstrap_interval(arrays, statistic=statistic, groups=patients, seed=seed)
+            rows.append(("classification", row, name, kind, statistic(*arrays), low, high, len(set(patients))))
+    return rows
+
+
+def _balanced_accuracy_at_half(labels: np.ndarray, values: np.ndarray, _folds: np.ndarray) -> float:
+    return balanced_accuracy(labels, values >= 0.5)
+
+
+def _gains(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str, str, float, float, float, int]]:
+    """Paired gain of every deployable map row over the best network-free row, per table, over patients."""
+    rows: list[tuple[str, str, str, str, float, float, float, int]] = []
+    for table, group in cases[cases["metric"] == "dice"].groupby("table", sort=False):
+        by_patient = group.groupby(["patient", "row", "kind"], as_index=False)["value"].mean()
+        means = by_patient[by_patient["row"].isin(NETWORK_FREE)].groupby("row")["value"].mean()
+        if means.empty:
+            continue
+        best = by_patient[by_patient["row"] == means.idxmax()].set_index("patient")["value"]
+        candidates = by_patient[by_patient["kind"].isin(["deployable", "seen"]) & ~by_patient["row"].isin(NETWORK_FREE)]
+        tested = []
+        for (row, kind), ours in candidates.groupby(["row", "kind"], sort=False):
+            paired = pd.DataFrame({"ours": ours.set_index("patient")["value"], "best": best}).dropna()
+            p_value = paired_wilcoxon(paired["ours"].to_numpy(), paired["best"].to_numpy())
+            tested.append((row, kind, (paired["ours"] - paired["best"]).to_numpy(), p_value))
+        for (row, kind, gain, _), adjusted in zip(tested, holm(np.array([t[3] for t in tested])), strict=True):
+            low, high = bootstrap_interval(gain, seed=seed)
+            rows.append((str(table), row, "dice_gain", kind, float(gain.mean()), low, high, len(gain)))
+            rows.append((str(table), row, "p_holm", kind, float(adjusted), np.nan, np.nan, len(gain)))
+    return rows

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score
+
+from voxplain.errors import InputError
+from voxplain.metrics import classification
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.2, 0.2, 0.7, 1.0])), max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_auc_is_the_share_of_pairs_in_the_right_order(cases: list[tuple[bool, float]]) -> None:
+    labels, scores = np.array([c[0] for c in cases], dtype=bool), np.array([c[1] for c in cases])
+    pairs = [1.0 if high > low else 0.5 if high == low else 0.0 for high in scores[labels] for low in scores[~labels]]
+    found = classification.auc(labels, scores)
+    assert found == pytest.approx(np.mean(pairs)) if pairs else np.isnan(found)
+
+
+def test_auc_does_not_change_when_probabilities_become_logits() -> None:
+    labels, scores = np.array([0, 1, 0, 1, 1]), np.array([0.2, 0.3, 0.4, 0.8, 0.9])
+    assert classification.auc(labels, scores) == classification.auc(labels, np.log(scores / (1 - scores)))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_balanced_accuracy_against_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(classes, size=(2, 50))
+    found = classification.balanced_accuracy(labels, predictions, classes=classes)
+    assert found == pytest.approx(balanced_accuracy_score(labels, predictions))
+
+
+def test_balanced_accuracy_by_hand() -> None:
+    found = classification.balanced_accuracy(np.array([1, 1, 1, 0]), np.array([1, 0, 1, 0]))
+    assert found == pytest.approx((2 / 3 + 1) / 2)
+    booleans = np.array([True, True, False])
+    assert classification.balanced_accuracy(booleans, booleans) == 1
+
+
+def test_an_absent_class_gives_nan() -> None:
+    ones, nothing = np.ones(4, dtype=int), np.array([], dtype=int)
+    assert np.isnan(classification.balanced_accuracy(ones, ones))
+    assert np.isnan(classification.balanced_accuracy(np.array([0, 1]), np.array([0, 1]), classes=3))
+    assert np.isnan(classification.balanced_accuracy(nothing, nothing))
+    assert np.isnan(classification.auc(ones, np.arange(4)))
+    assert np.isnan(classification.auc(nothing, nothing))
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "words"),
+    [
+        ([0, 1], [0.1, np.nan], "finite"),
+        ([0, 2], [0.1, 0.2], "0 to 1; got 0, 2"),
+        ([0, 1, 1], [0.1, 0.2], r"\(3,\) and \(2,\)"),
+        ([[0, 1]], [[0.1, 0.2]], "one label"),
+    ],
+)
+def test_auc_refuses_what_it_cannot_score(labels: list, scores: list, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        classification.auc(np.array(labels), np.array(scores))
+
+
+def test_balanced_accuracy_refuses_scores_and_unknown_classes() -> None:
+    with pytest.raises(InputError, match="not scores"):
+        classification.balanced_accuracy(np.array([0, 1]), np.array([0.2, 0.8]))
+    with pytest.raises(InputError, match="0 to 1; got 0, 2"):
+        classification.balanced_accuracy(np.array([0, 2]), np.array([0, 1]))
