@@ -238,7 +238,8 @@ def study(
     cases: Sequence[Case],
     out: Path,
     *,
-    explainers: Mapping[str, Explainer],
+    layers: Sequence[str] | None = None,
+    fill: str = "blank",
     preset: str = "small",
     folds: int = 5,
     seed: int = 0,
@@ -249,16 +250,18 @@ def study(
     cross_validate(cases, out, preset=preset, folds=folds, seed=seed, compute=compute)
     parts = split(cases, folds, seed)
     work = [(index, load_model(out / f"fold{index}"), testing) for index, (_, _, testing) in enumerate(parts)]
+    explainers = default_explainers(work[0][1], layers, fill=fill)
     return _evaluate(work, out, explainers, seed, compute, console or Console())
 
 
-def default_explainers(model: Model, layers: Sequence[str] | None = None, **options: Any) -> dict[str, Explainer]:
+def default_explainers(
+    model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank"
+) -> dict[str, Explainer]:
     """The methods of the study by the name of their row: a relevance map, and Grad-CAM on early and late layers.
 
     A network whose layers cannot be watched gets the relevance map alone.
     """
-    relevance = RelevanceMap(**options)
-    found: dict[str, Explainer] = {f"relevance-map/{relevance.fill}": relevance}
+    found: dict[str, Explainer] = {f"relevance-map/{fill}": RelevanceMap(fill=fill)}
     if layers is None:
         layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
     if model.differentiable_inside:

@@ -1,0 +1,46 @@
+"""The demo: a made scan, the shipped network, and what it looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from voxplain import segment
+from voxplain.compute import Compute
+from voxplain.datasets.phantom import made_scan, write_case
+from voxplain.explain import RelevanceMap
+from voxplain.io.bundle import load_model
+from voxplain.metrics.overlap import best_grouping, dice
+from voxplain.results import write_results
+from voxplain.scan import Labels
+
+
+def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> None:
+    """Make a scan with a tumour, explain it with the shipped network, and print ranks, figures and paths."""
+    scan, truth = made_scan(seed=seed)
+    write_case(scan, truth, out / "made-scan")
+    console.print(f"made scan with a tumour: {out / 'made-scan'} (a phantom: a software check, not evidence)")
+    model = load_model("tumour-hemisphere")
+    why = RelevanceMap()(model, scan, seed=seed, compute=compute)
+    mask = segment.otsu(why, mask=Labels(scan.foreground(), scan.grid))
+    paths = write_results(why, mask, "relevance-map", out, rule="otsu")
+    for region in why.regions:
+        console.print(f"{region.name} half: tumour with probability {region.probability:.3f}", highlight=False)
+    ranks = why.ranks()
+    table = Table(title=f"The ten most relevant of {len(ranks)} supervoxels ({why.unit})")
+    for column in ranks.columns:
+        table.add_column(column, justify="right")
+    for line in ranks.head(10).itertuples(index=False):
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line))
+    console.print(table)
+    reference = truth.data > 0
+    console.print("phantom (software check):")
+    console.print(f"  Dice of the mask, Otsu (deployable): {dice(mask.data > 0, reference):.2f}", highlight=False)
+    assert why.parts is not None
+    assert why.scores is not None
+    best = best_grouping(why.parts.data, why.scores, reference)
+    console.print(f"  Dice of the best grouping of {best.ranks} ranks (oracle): {best.dice:.2f}", highlight=False)
+    for name, path in paths.items():
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
