@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from rich.table import Table
 import voxplain.explain
 from voxplain import segment
 from voxplain.compute import Compute
+from voxplain.datasets.brats import SEQUENCES
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer
 from voxplain.explanation import Explanation
@@ -54,8 +57,9 @@ Out = Annotated[Path, typer.Option(help="folder for the results")]
 ModelName = Annotated[str, typer.Option(help="shipped name, folder, TorchScript file or python:pkg.mod:factory")]
 CardFile = Annotated[Path | None, typer.Option(help="model card (JSON) for TorchScript files and Python factories")]
 PresetName = Annotated[str, typer.Option(help="small (two CPU cores) or paper (the paper's sizes, for a GPU)")]
-Folds = Annotated[int | None, typer.Option(min=2, help="cross-validate over this many folds by patient")]
+Folds = Annotated[int | None, typer.Option(min=2, help="folds by patient; five by default")]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="layer for Grad-CAM rows; may come several times")]
+Quick = Annotated[bool, typer.Option("--quick", help="smoke run: every step in seconds, figures mean nothing")]
 Fill = Annotated[str, typer.Option(help="fill of the relevance map: blank, min or max")]
 
 
@@ -94,6 +98,7 @@ def train_hemispheres(
         bool, typer.Option("--final", help="train on all patients, for the folds' median best epoch")
     ] = False,
     preset: PresetName = "small",
+    quick: Quick = False,
     seed: Seed = 0,
     device: Device = "auto",
     memory: Memory = "2GB",
@@ -108,8 +113,10 @@ def train_hemispheres(
 
     compute = _compute(device, memory, threads)
     cases = _cases(data)
+    preset = "quick" if quick else preset
     if folds is not None or not final:
-        summary = hemispheres.cross_validate(cases, out, preset=preset, folds=folds or 5, seed=seed, compute=compute)
+        count = folds or (2 if quick else 5)
+        summary = hemispheres.cross_validate(cases, out, preset=preset, folds=count, seed=seed, compute=compute)
         for name in ("auc", "balanced_accuracy"):
             low, high = summary[f"{name}_interval"]
             out_console.print(
@@ -130,6 +137,7 @@ def evaluate_hemispheres(
     layer: Layers = None,
     fill: Fill = "blank",
     card: CardFile = None,
+    quick: Quick = False,
     seed: Seed = 0,
     device: Device = "auto",
     memory: Memory = "2GB",
@@ -141,9 +149,9 @@ def evaluate_hemispheres(
     loaded = load_model(model, card)
     hemispheres.evaluate(
         loaded,
-        [case for case in _cases(data) if case.segmentation is not None],
+        [case for case in _cases(data) if case.segmentation is not None][: 2 if quick else None],
         out,
-        explainers=hemispheres.default_explainers(loaded, layer, fill=fill),
+        explainers=hemispheres.default_explainers(loaded, layer, fill=fill, segments=10 if quick else 100),
         seed=seed,
         compute=_compute(device, memory, threads),
         console=out_console,
@@ -155,8 +163,9 @@ def evaluate_hemispheres(
 def study_hemispheres(
     data: Data,
     out: Out,
-    folds: Annotated[int, typer.Option(min=2, help="folds by patient")] = 5,
+    folds: Folds = None,
     preset: PresetName = "small",
+    quick: Quick = False,
     layer: Layers = None,
     fill: Fill = "blank",
     seed: Seed = 0,
@@ -172,8 +181,9 @@ def study_hemispheres(
         out,
         layers=layer,
         fill=fill,
-        preset=preset,
-        folds=folds,
+        segments=10 if quick else 100,
+        preset="quick" if quick else preset,
+        folds=folds or (2 if quick else 5),
         seed=seed,
         compute=_compute(device, memory, threads),
         console=out_console,
@@ -197,14 +207,15 @@ def _cases(data: Path) -> list[Any]:
     return brats.cases(data)
 
 
-def _scan(folder: Path | None, sequences: dict[str, Path | None], named: list[str] | None) -> Scan:
-    given = {name: path for name, path in sequences.items() if path is not None}
-    for text in named or []:
+def _scan(folder: Path | None, named: list[str]) -> Scan:
+    """The scan of a patient folder, or of files given as name=path."""
+    given: dict[str, Path] = {}
+    for text in named:
         name, separator, path = text.partition("=")
         if not separator or not name or not path:
             raise InputError(f"--sequence is name=file.nii.gz; got {text!r}")
         if name in given:
-            raise InputError(f"sequence {name} is given twice: {given[name]} and {path}")
+            raise InputError(f"sequence {name} is given twice: {given[name]} and {path}; give each one once")
         given[name] = Path(path)
     if (folder is None) == (not given):
         raise InputError(
@@ -214,27 +225,18 @@ def _scan(folder: Path | None, sequences: dict[str, Path | None], named: list[st
     return read(folder) if folder is not None else read_sequences(given)
 
 
-def _mask(explanation: Explanation, scan: Scan, rule: str, smallest: float, components: int | None) -> Labels:
-    """The mask of a rule: otsu, multi-otsu, top:N or fixed:VALUE."""
+def _mask_rule(rule: str) -> Callable[..., Labels]:
+    """What makes the mask: otsu, multi-otsu, top:N or fixed:VALUE; read before the work begins."""
     kind, _, argument = rule.partition(":")
-    foreground = Labels(scan.foreground(), scan.grid)
     try:
         if rule == "otsu":
-            return segment.otsu(explanation, smallest=smallest, components=components, mask=foreground)
+            return segment.otsu
         if rule == "multi-otsu":
-            return segment.multi_otsu(explanation, smallest=smallest, components=components, mask=foreground)
+            return segment.multi_otsu
         if kind == "top":
-            count = int(argument)
-            return segment.top_ranks(
-                explanation, count=count, smallest=smallest, components=components, mask=foreground
-            )
+            return partial(segment.top_ranks, count=int(argument))
         if kind == "fixed":
-            threshold = float(argument)
-            return segment.fixed(
-                explanation, threshold=threshold, smallest=smallest, components=components, mask=foreground
-            )
-    except InputError:
-        raise
+            return partial(segment.fixed, threshold=float(argument))
     except ValueError:
         pass
     raise InputError(f"--mask is otsu, multi-otsu, top:N (ranks) or fixed:VALUE; got {rule!r}")
@@ -250,12 +252,18 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     )
     explainer = kind(**options)
     output_folder(run["out"])
-    sequences = {name: run[name] for name in ("flair", "t1", "t1ce", "t2")}
-    scan = _scan(run["scan"], sequences, run["sequence"])
+    make_mask = _mask_rule(run["mask_rule"])
+    sequences = [f"{name}={path}" for name in SEQUENCES for path in run[name] or []]
+    scan = _scan(run["scan"], [*sequences, *(run["sequence"] or [])])
     model = load_model(run["model"], run["card"])
     target = ClassScore(run["target"] or model.card.classes[0])
     explanation = explainer(model, scan, target=target, seed=run["seed"], compute=compute)
-    mask = _mask(explanation, scan, run["mask_rule"], run["smallest"], run["components"])
+    mask = make_mask(
+        explanation,
+        smallest=run["smallest"],
+        components=run["components"],
+        mask=Labels(scan.foreground(), scan.grid),
+    )
     paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"])
     _print_results(explanation, mask, paths)
 
@@ -293,7 +301,7 @@ def _command(kind: type[Explainer]) -> Callable[..., None]:
         option("model", str, required, help="shipped name, folder, TorchScript file or python:pkg.mod:factory"),
         option("out", Path, required, help="folder for the results"),
         option("scan", Path | None, None, help="patient folder in BraTS layout"),
-        *(option(name, Path | None, None, help=f"{name} file") for name in ("flair", "t1", "t1ce", "t2")),
+        *(option(name, list[Path] | None, None, help=f"{name} file") for name in SEQUENCES),
         option("sequence", list[str] | None, None, help="another sequence, name=file.nii.gz; may come several times"),
         *(option(f.name, types[str(f.type)], f.default, help=f.metadata["help"]) for f in fields if f.name != "mask"),
         *(
@@ -335,14 +343,17 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 def main() -> None:
     """Run the command line: bad input is one line on standard error and exit code 2; Ctrl-C is 130."""
     warnings.showwarning = _show_warning
+    # nibabel logs what it finds in a header before it raises; the error says it once.
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     try:
         app(standalone_mode=True)
     except InputError as error:
         error_console.print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        error_console.print("stopped; what is finished is kept, nothing is half-written", highlight=False)
-        sys.exit(130)
+    except SystemExit as error:
+        if error.code == 130:  # how typer passes Ctrl-C on
+            error_console.print("stopped; what is finished is kept, nothing is half-written", highlight=False)
+        raise
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ class Grid:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of shape and affine."""
-        return hashlib.sha256(repr(self.shape).encode() + np.round(self.affine, 6).tobytes()).hexdigest()[:16]
+        """A hash of shape and affine; -0 and 0 are one number to it."""
+        return hashlib.sha256(repr(self.shape).encode() + (np.round(self.affine, 6) + 0.0).tobytes()).hexdigest()[:16]
 
     def world(self, index: Sequence[float] | np.ndarray) -> np.ndarray:
         """World coordinates in mm (..., 3) of voxel indices (..., 3); whole numbers are voxel centres."""
@@ -164,7 +164,7 @@ def resample(
     Target voxels whose centre lies outside the source's field of view get the value `outside`.
 
     Returns:
-        Array (..., X', Y', Z') on the target grid, in the input's dtype.
+        Array (..., X', Y', Z') on the target grid, in the input's dtype (whole numbers are rounded).
 
     Raises:
         InputError: the axes of the two grids are not parallel, so that a rotation would be needed.
@@ -193,6 +193,8 @@ def resample(
     if not all(part.all() for part in inside):
         keep = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
         result = np.where(keep, result, np.asarray(outside, dtype=result.dtype))
+    if np.issubdtype(data.dtype, np.integer) and np.issubdtype(result.dtype, np.floating):
+        result = np.rint(result)
     return np.ascontiguousarray(result, dtype=data.dtype)
 
 

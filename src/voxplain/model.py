@@ -19,6 +19,15 @@ _CHOICES = {
     "region": ("whole", "half"),
     "spatial_dims": (2, 3),
 }
+_KINDS = {
+    "name": str,
+    "orientation": str | None,
+    "description": str,
+    "factory": str | None,
+    "arguments": Mapping,
+    "weights": str | None,
+    "training": Mapping,
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,11 @@ class Card:
             if getattr(self, name) not in allowed:
                 given = ", ".join(map(str, allowed))
                 raise InputError(f"the card's {name} is one of {given}; got {getattr(self, name)!r}")
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"the card's {name} is of the wrong kind: got {getattr(self, name)!r}")
+        if not all(isinstance(name, str) for name in (*self.channels, *self.classes)):
+            raise InputError(f"the card's channels and classes are names; got {self.channels} and {self.classes}")
         if not self.channels or not self.classes:
             raise InputError("the card must name at least one channel and one class")
         for name in ("channels", "classes"):

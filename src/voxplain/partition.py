@@ -22,8 +22,8 @@ def supervoxels(
     """SLIC supervoxels of an image (C, X, Y, Z), aware of the voxel spacing, labelled 1..N; 0 lies outside the mask.
 
     `segments` is how many SLIC starts with; masked SLIC can give one label to pieces that do not touch, so the labels
-    are made connected (through voxel faces) afterwards, and N can differ. Low `compactness` follows intensities, high
-    gives cubes. Papers relevance (000, 3.3).
+    are made connected (through voxel faces) afterwards, and N can differ. `compactness` is in the image's own unit: low
+    follows intensities, high gives cubes. Papers relevance (000, 3.3).
     """
     if segments < 1:
         raise InputError(f"segments must be at least 1; got {segments}")
@@ -31,10 +31,13 @@ def supervoxels(
         raise InputError(f"compactness must be more than 0; got {compactness}")
     if mask is not None and not mask.any():
         return Labels(np.zeros(grid.shape, dtype=np.int32), grid)
+    # skimage stretches the image to 0-1 first, so one bright voxel would change what a compactness means; dividing by
+    # the range keeps it in the image's unit (z-scores, say). A constant image has no range, and gives cubes anyway.
+    spread = float(np.ptp(image)) or 1.0
     found = slic(
         np.moveaxis(image, 0, -1),
         n_segments=segments,
-        compactness=compactness,
+        compactness=compactness / spread,
         mask=mask,
         spacing=grid.spacing,
         start_label=1,

@@ -75,7 +75,7 @@ def prepare(scan: Scan, card: Card) -> list[Prepared]:
 
 
 def _whole(scan: Scan, card: Card) -> Prepared:
-    resampled, record = _on_lattice(scan, card, faces=(0, 0, 0))
+    resampled, record = _on_lattice(scan, card)
     foreground = resampled.foreground()
     normalised, background = _normalised(resampled, card)
     box = tuple((0, n) for n in scan.grid.shape)
@@ -91,14 +91,12 @@ def _halves(scan: Scan, card: Card) -> list[Prepared]:
     grid = scan.grid
     axis = grid.axis("LR")
     face, note = _midsagittal_face(scan, axis)
-    faces = [0.0, 0.0, 0.0]
-    faces[axis] = face
-    resampled, record = _on_lattice(scan, card, (faces[0], faces[1], faces[2]))
+    plane_world = _face_world(grid, axis, face)
+    resampled, record = _on_lattice(scan, card, plane_world)
     lattice, foreground = resampled.grid, resampled.foreground()
     normalised, background = _normalised(resampled, card)
 
     across = lattice.axis("LR")
-    plane_world = _face_world(grid, axis, face)
     plane = round(float(lattice.index(plane_world)[across]) + 0.5)
     middle = [_centre(foreground, axis) for axis in range(3)]
     shape = list(card.shape or lattice.shape)
@@ -134,17 +132,22 @@ def _halves(scan: Scan, card: Card) -> list[Prepared]:
     return halves
 
 
-def _on_lattice(scan: Scan, card: Card, faces: tuple[float, float, float]) -> tuple[Scan, dict[str, Any]]:
-    """The scan in the card's orientation and spacing; `faces` of the scan's grid stay faces between voxels."""
+def _on_lattice(scan: Scan, card: Card, plane: np.ndarray | None = None) -> tuple[Scan, dict[str, Any]]:
+    """The scan in the card's orientation and spacing, which alone decide where voxels come to lie.
+
+    The mid-sagittal `plane` (a point of it in mm), where there is one, stays a face between voxels.
+    """
     grid = scan.grid
     target = grid
     if card.orientation is not None and card.orientation != grid.orientation:
         target = grid.reoriented(card.orientation)
     spacing = card.spacing
     if spacing is not None and not np.allclose(spacing, target.spacing, rtol=0.01):
-        points = grid.world(np.asarray(faces) - 0.5)
-        moved = target.index(points) + 0.5
-        target = target.with_spacing(spacing, tuple(moved.round(6)))
+        faces = np.zeros(3)
+        if plane is not None:
+            across = target.axis("LR")
+            faces[across] = round(float(target.index(plane)[across]) + 0.5, 6)
+        target = target.with_spacing(spacing, faces.tolist())
     record = {
         "orientation": f"{grid.orientation} -> {target.orientation}",
         "spacing_mm": f"{_rounded(grid.spacing)} -> {_rounded(target.spacing)}",
@@ -176,7 +179,8 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
             low, high = float(channel.min()), float(channel.max())
             spread = (high - low) or 1.0
             data[index] = (channel - low) / spread
-            background.append((0.0 - low) / spread)
+            # In the voxels' own precision, so that background voxels hold exactly this.
+            background.append(float(np.float32(-low) / np.float32(spread)))
     return Scan(data, scan.grid, scan.channels), tuple(background)
 
 
@@ -214,7 +218,8 @@ def _midsagittal_face(scan: Scan, axis: int) -> tuple[int, str]:
     """
     foreground = np.moveaxis(scan.foreground(), axis, 0)
     size, spacing = foreground.shape[0], scan.grid.spacing[axis]
-    middle = size // 2
+    # Of two faces beside the middle of an odd number of voxels, the patient's right one, however the scan is stored.
+    middle = size // 2 if scan.grid.orientation[axis] == "L" else (size + 1) // 2
     centre = _centre(foreground, 0)
     reach = math.ceil(20 / spacing)
     candidates = [face for face in range(int(centre) - reach, int(centre) + reach + 1) if 0 < face < size]

@@ -43,6 +43,8 @@ class ClassScore(Target):
         return output[:, card.classes.index(self.name)]
 
     def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
-        """Probability of the class, (B,), by the activation that the card states."""
+        """Probability of the class, (B,) float64, by the activation that the card states."""
+        # Near 1 the steps of 32-bit numbers are larger than what a part changes when the network is sure.
+        output = output.double()
         squashed = torch.sigmoid(output) if card.activation == "sigmoid" else torch.softmax(output, dim=1)
         return squashed[:, card.classes.index(self.name)]

@@ -41,10 +41,8 @@ class Probe:
         self.input = prepared.input.data
         self._device = compute.torch_device
         clean = self._tensor(self.input[None])
-        started = time.perf_counter()
         with ActivationMeter(model.network) as meter, torch.inference_mode():
             output = self._forward(clean)
-        self._seconds_per_pass = time.perf_counter() - started
         self.batch_size = meter.batch_size(clean, compute)
         self.logit = float(target.logit(output, model.card)[0])
         self.probability = float(target.probability(output, model.card)[0])
@@ -73,17 +71,18 @@ class Probe:
             InputError: no such layer, a layer that runs more than once or not at all, or one whose output the score
                 does not depend on.
         """
-        kept: list[torch.Tensor] = []
+        kept: list[object] = []
 
-        def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        def keep(_module: nn.Module, _inputs: object, output: object) -> object:
             kept.append(output)
             # What follows works on a copy, so that an activation in place cannot overwrite what is kept.
-            return output.clone()
+            return output.clone() if isinstance(output, torch.Tensor) else output
 
         handle = self.model.layer(layer).register_forward_hook(keep)
         try:
-            # The input asks for gradients, so that every layer's output does, with the weights left out of it.
-            output = self._forward(self._tensor(self.input[None]).requires_grad_())
+            # The input asks for gradients, so that every layer's output does, with the weights left out of it. The
+            # network gets a copy, which it may write into.
+            output = self._forward(self._tensor(self.input[None]).requires_grad_().clone())
         finally:
             handle.remove()
         if len(kept) != 1:
@@ -91,26 +90,34 @@ class Probe:
                 f"layer {layer!r} runs {len(kept)} times in one pass, so its map is not defined; "
                 f"name a layer that runs once, such as a block ({', '.join(self.layers_like_blocks())})"
             )
-        if not isinstance(kept[0], torch.Tensor) or kept[0].ndim != 2 + self.model.card.spatial_dims:
+        (activation,) = kept
+        if not isinstance(activation, torch.Tensor) or activation.ndim != 2 + self.model.card.spatial_dims:
             raise InputError(f"layer {layer!r} gives no feature maps; name a convolution or a block")
         score = self.target.logit(output, self.model.card).sum()
-        (gradient,) = torch.autograd.grad(score, kept[0], allow_unused=True)
-        self.backwards += 1
+        gradient = None
+        if score.requires_grad and activation.requires_grad:
+            (gradient,) = torch.autograd.grad(score, activation, allow_unused=True)
+            self.backwards += 1
         if gradient is None:
             raise InputError(f"the score does not depend on layer {layer!r}; name a layer on the way to the output")
-        return kept[0].detach()[0].float().cpu().numpy(), gradient[0].float().cpu().numpy()
+        return activation.detach()[0].float().cpu().numpy(), gradient[0].float().cpu().numpy()
 
     def layers_like_blocks(self) -> list[str]:
         """Names of the network's outermost modules that hold weights."""
-        return [name for name, module in self.model.network.named_children() if any(module.parameters())]
+        return [name for name, module in self.model.network.named_children() if [*module.parameters()]]
 
     def announce(self, passes: int, what: str) -> None:
         """Say how many passes are coming and how long they should take."""
-        if self.compute.progress:
-            seconds = passes * self._seconds_per_pass
-            console.print(
-                f"{self.prepared.name}: {what}, {passes} passes in batches of {self.batch_size}, about {seconds:.0f} s"
-            )
+        if not self.compute.progress or not passes:
+            return
+        # The very first pass also warms up, so the estimate rests on a second one.
+        started = time.perf_counter()
+        self.logits(self.input[None])
+        seconds = passes * (time.perf_counter() - started)
+        console.print(
+            f"{self.prepared.name}: {what}, {passes} passes in batches of {self.batch_size}, about {seconds:.0f} s",
+            highlight=False,
+        )
 
     def _tensor(self, inputs: np.ndarray) -> torch.Tensor:
         # The network must not be able to write into the scan.

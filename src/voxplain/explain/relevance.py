@@ -50,7 +50,7 @@ class RelevanceMap(Explainer):
         for name, allowed in (("mask", ("brain", "none")), ("scale", ("probability", "logit"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        if self.segments < 1 or self.compactness <= 0:
+        if self.segments < 1 or not 0 < self.compactness < np.inf:
             raise InputError(
                 f"segments must be at least 1 and compactness above 0; got {self.segments} and {self.compactness}"
             )
@@ -83,7 +83,7 @@ def _cube_edge(partition: str) -> float | None:
         return None
     kind, _, edge = partition.partition(":")
     try:
-        if kind == "cubes" and float(edge) > 0:
+        if kind == "cubes" and 0 < float(edge) < np.inf:
             return float(edge)
     except ValueError:
         pass

@@ -18,14 +18,15 @@ def writing(path: Path | str) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success it is flushed and renamed to `path`, else removed.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder or the file cannot be written, or the disk is full.
     """
     path = Path(path)
     output_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=".writing-", suffix="-" + path.name, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(prefix=".writing-", suffix="-" + path.name, dir=path.parent)
+        temporary = Path(name)
+        os.close(handle)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -34,8 +35,13 @@ def writing(path: Path | str) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path} ({error.strerror or error}); make room, or choose another place"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def output_folder(path: Path | str) -> Path:

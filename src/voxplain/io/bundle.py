@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
+import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from voxplain.model import Card, Model, weights_fingerprint
 _CARD, _WEIGHTS = "model.json", "weights.safetensors"
 # A card may come from anywhere, so it may only name code that builds networks and nothing else. Whoever types
 # "python:pkg.mod:factory" vouches for that code.
-_TRUSTED_FACTORIES = ("voxplain.networks.", "monai.networks.nets")
+_TRUSTED_PACKAGES = ("voxplain.networks.", "monai.networks.nets.")
 
 
 def shipped_models() -> dict[str, Path]:
@@ -85,7 +86,7 @@ def _from_folder(folder: Path) -> Model:
     card = _read_card(folder / _CARD)
     if card.factory is None:
         raise InputError(f"{folder / _CARD} names no factory, so the network cannot be built")
-    if not card.factory.startswith(_TRUSTED_FACTORIES):
+    if not _is_trusted(card.factory):
         raise InputError(
             f"the card's factory {card.factory} is code outside voxplain.networks and monai.networks.nets, which "
             f"voxplain does not run on a file's word; if you trust it: --model python:{card.factory} with a card"
@@ -108,7 +109,7 @@ def _from_folder(folder: Path) -> Model:
 
 def _from_file(path: Path, card: str | Path | Card | Mapping[str, Any] | None) -> Model:
     if path.name == _CARD:
-        return _from_folder(path.parent)
+        return load_model(path.parent, card)
     try:
         network = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
@@ -158,11 +159,28 @@ def _read_card(path: Path) -> Card:
         raise InputError(f"the model card {path} has a field of the wrong kind: {error}") from error
 
 
-def _call_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _is_trusted(name: str) -> bool:
+    """Whether a factory both stands and was written in a trusted package: modules also hold what they import."""
+    if not f"{name.partition(':')[0]}.".startswith(_TRUSTED_PACKAGES):
+        return False
+    written_in = inspect.getmodule(_factory(name))
+    return written_in is not None and f"{written_in.__name__}.".startswith(_TRUSTED_PACKAGES)
+
+
+def _factory(name: str) -> Callable[..., object]:
     module_name, _, attribute = name.partition(":")
     try:
-        network = getattr(importlib.import_module(module_name), attribute)(**arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        found: Callable[..., object] = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot build the network with {name}: {error}") from error
+    return found
+
+
+def _call_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    factory = _factory(name)
+    try:
+        network = factory(**arguments)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot build the network with {name}({dict(arguments)}): {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} must return a torch.nn.Module; it returned {type(network).__name__}")
@@ -190,6 +208,11 @@ def _load_weights(network: nn.Module, path: Path) -> None:
             f"{path.name} is a pickle that holds more than tensors, and unpickling runs code: "
             "save its state dict as safetensors"
         ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(
+            f"{path.name} is not a plain state dict (tensors by name); take the state dict out of the checkpoint and "
+            "save it as safetensors"
+        )
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != given:

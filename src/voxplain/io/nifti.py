@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,12 @@ from voxplain.grid import Grid
 from voxplain.io.atomic import writing
 from voxplain.io.sequences import canonical, patient_folder_files, sequence_of
 from voxplain.scan import Labels, Scan
+
+_NIBABEL_ERRORS = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.spatialimages.ImageDataError,
+)
 
 
 def read(folder: str | Path | None = None, **sequences: str | Path) -> Scan:
@@ -103,10 +110,18 @@ def save(image: Scan | Labels | Explanation, path: str | Path) -> None:
     # Without a qform the affine must be in the sform, else the file would not say where it lies.
     sform_code = grid.sform_code if grid.qform_code else grid.sform_code or 2
     nifti.set_sform(grid.affine if sform_code else None, sform_code)
-    nifti.header.set_zooms((*grid.spacing, *(1.0,) * (data.ndim - 3)))
+    if not grid.qform_code:  # a qform brings its own voxel size, which need not be the sform's
+        nifti.header.set_zooms((*grid.spacing, *(1.0,) * (data.ndim - 3)))
     nifti.header.set_xyzt_units("mm")
     with writing(path) as temporary:
         nib.save(nifti, temporary)
+
+
+def _check_sum(path: Path) -> None:
+    """Unpack a file to its end, where its checksum stands; nibabel stops at the last voxel."""
+    with gzip.open(path) as packed:
+        while packed.read(1 << 22):
+            pass
 
 
 def _read_volume(path: Path) -> tuple[np.ndarray, Grid]:
@@ -117,8 +132,10 @@ def _read_volume(path: Path) -> tuple[np.ndarray, Grid]:
         image = nib.load(path)
         if not isinstance(image, nib.Nifti1Pair):
             raise InputError(f"expected a NIfTI file (.nii or .nii.gz); {path} is {type(image).__name__}")
+        if path.name.endswith(".gz"):
+            _check_sum(path)
         data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, OverflowError, *_NIBABEL_ERRORS) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -136,6 +153,9 @@ def _read_volume(path: Path) -> tuple[np.ndarray, Grid]:
             f"expected one 3D volume per sequence; {path.name} is {data.ndim}D with shape {data.shape}; "
             "split it into one file per sequence"
         )
-    qform, qform_code = image.get_qform(coded=True)
-    grid = Grid(data.shape, image.affine, qform, int(qform_code), int(image.header["sform_code"]))
+    try:
+        qform, qform_code = image.get_qform(coded=True)
+        grid = Grid(data.shape, image.affine, qform, int(qform_code), int(image.header["sform_code"]))
+    except (InputError, *_NIBABEL_ERRORS) as error:
+        raise InputError(f"the header of {path.name} does not say where its voxels lie: {error}") from error
     return data.astype(np.float32, copy=False), grid

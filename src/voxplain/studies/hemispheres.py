@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,23 +54,30 @@ class Preset:
     settings: Settings
 
 
+_SMALL = Card(
+    name="tumour-hemisphere",
+    channels=_CHANNELS,
+    classes=("tumour",),
+    spacing=(2, 2, 2),
+    orientation="LPS",
+    normalisation="z-score",
+    region="half",
+    shape=(40, 96, 76),
+    skull_stripped=True,
+    factory="voxplain.networks.resnet:resnet",
+    arguments={"depth": 10, "in_channels": 4, "classes": 1, "width": 32, "stem_stride": 2, "stem_kernel": 7},
+)
+
 PRESETS = {
     # Sizes that finish on two CPU cores.
     "small": Preset(
-        Card(
-            name="tumour-hemisphere",
-            channels=_CHANNELS,
-            classes=("tumour",),
-            spacing=(2, 2, 2),
-            orientation="LPS",
-            normalisation="z-score",
-            region="half",
-            shape=(40, 96, 76),
-            skull_stripped=True,
-            factory="voxplain.networks.resnet:resnet",
-            arguments={"depth": 10, "in_channels": 4, "classes": 1, "width": 32, "stem_stride": 2, "stem_kernel": 7},
-        ),
-        Settings(epochs=15, patience=5, batch_size=4, learning_rate=2e-4, weight_decay=1e-2, averaging=0.9),
+        _SMALL,
+        Settings(epochs=14, patience=14, batch_size=4, learning_rate=2e-4, label_smoothing=0.2),
+    ),
+    # A smoke run: every step, in seconds, with figures that mean nothing.
+    "quick": Preset(
+        dataclasses.replace(_SMALL, name="tumour-hemisphere-quick", arguments={**_SMALL.arguments, "width": 4}),
+        Settings(epochs=1),
     ),
     # The paper's own: ResNet-50, 4 x 128^3, min-max, Adam 0.01, 100 epochs (000, 3.1 and 3.2).
     "paper": Preset(
@@ -94,6 +101,7 @@ PRESETS = {
             optimiser="adam",
             learning_rate=0.01,
             weight_decay=0,
+            schedule="constant",
             averaging=0,
             augmentation=False,
         ),
@@ -115,10 +123,13 @@ class _LabelledHalf:
         return Example(f"{self.case.id}/{self.side}", self.label, lambda: self.image.astype(np.float32))
 
 
-def split(cases: Sequence[Case], folds: int, seed: int = 0) -> list[tuple[list[Case], list[Case], list[Case]]]:
+def split(
+    cases: Sequence[Case], folds: int, seed: int = 0, clear: Collection[str] = ()
+) -> list[tuple[list[Case], list[Case], list[Case]]]:
     """Training, validation and test cases of each fold, split by patient.
 
-    Every patient is in the test part of one fold; about a sixth of the others validates.
+    Every patient is in the test part of one fold; a sixth of the others validates. Patients with a half that is
+    `clear` of tumour are spread evenly over the parts, since they alone bring halves without tumour.
 
     Raises:
         InputError: fewer than two folds, or too few patients for the folds.
@@ -126,15 +137,16 @@ def split(cases: Sequence[Case], folds: int, seed: int = 0) -> list[tuple[list[C
     patients = sorted({case.patient for case in cases})
     if folds < 2 or len(patients) < max(folds, 3):
         raise InputError(f"{folds} folds need at least two folds and three patients; got {len(patients)} patients")
-    shuffled = np.random.default_rng(seed).permutation(patients)
-    parts = np.array_split(shuffled, folds)
+    shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
+    dealt = sorted(shuffled, key=lambda patient: patient not in clear)
     found = []
     for index in range(folds):
-        testing = set(parts[index])
-        # The patients that follow validate, so that each patient does so at most once or twice.
-        following = [patient for part in (*parts[index + 1 :], *parts[:index]) for patient in part]
-        validating = set(following[: max(1, round(len(following) / 6))])
-        sides = ([], [], [])  # type: tuple[list[Case], list[Case], list[Case]]
+        testing = set(dealt[index::folds])
+        others = [patient for patient in dealt if patient not in testing]
+        count = max(1, round(len(others) / 6))
+        # Evenly over the dealt order, so that both kinds of patient validate; each fold starts elsewhere.
+        validating = {others[(place * len(others) // count + index) % len(others)] for place in range(count)}
+        sides: tuple[list[Case], list[Case], list[Case]] = ([], [], [])
         for case in cases:
             sides[2 if case.patient in testing else 1 if case.patient in validating else 0].append(case)
         found.append(sides)
@@ -150,8 +162,8 @@ def cross_validate(
     """
     chosen = _preset(preset)
     output_folder(out)
-    parts = split(cases, folds, seed)
-    stored: list[_LabelledHalf] | None = None
+    clear, stored = _clear_patients(cases, out, chosen.card, compute)
+    parts = split(cases, folds, seed, clear)
     found = []
     for index, (training, validation, testing) in enumerate(parts):
         folder = out / f"fold{index}"
@@ -184,17 +196,26 @@ def train_final(
         summary, epochs = None, chosen.settings.epochs
         if compute.progress:
             Console(stderr=True).print(f"no folds of this preset in {out}: training for {epochs} epochs")
-    settings = dataclasses.replace(chosen.settings, epochs=epochs)
     ids = [case.id for case in cases]
-    identity = _identity(Preset(chosen.card, settings), seed, [ids])
+    identity = _identity(chosen, seed, [ids, [str(epochs)]])
     metrics = _finished(folder, identity)
     if metrics is not None:
         return metrics
     stored = _stored_halves(cases, chosen.card, compute)
     network = _new_network(chosen.card, seed)
     examples = [half.example for half in stored]
-    result = train(network, examples, [], folder, settings=settings, seed=seed, compute=compute, title="final")
-    facts = _training_facts(ids, [], examples, settings, seed) | {"epochs": epochs, "limits": _LIMITS}
+    result = train(
+        network,
+        examples,
+        [],
+        folder,
+        settings=chosen.settings,
+        seed=seed,
+        stop_after=epochs,
+        compute=compute,
+        title="final",
+    )
+    facts = _training_facts(ids, [], examples, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
     if summary is not None:
         facts["cross_validation"] = {
             name: summary[name] for name in ("folds", "auc", "auc_interval", "balanced_accuracy", "n_patients")
@@ -205,7 +226,12 @@ def train_final(
     )
     save_model(
         network,
-        dataclasses.replace(chosen.card, description=description, training=facts),
+        dataclasses.replace(
+            chosen.card,
+            description=description,
+            threshold=_threshold(network, chosen.card, stored, compute),
+            training=facts,
+        ),
         folder,
         half_precision=True,
     )
@@ -240,6 +266,7 @@ def study(
     *,
     layers: Sequence[str] | None = None,
     fill: str = "blank",
+    segments: int = 100,
     preset: str = "small",
     folds: int = 5,
     seed: int = 0,
@@ -248,20 +275,24 @@ def study(
 ) -> pd.DataFrame:
     """Cross-validate, then explain and score every patient with the network that has not seen them."""
     cross_validate(cases, out, preset=preset, folds=folds, seed=seed, compute=compute)
-    parts = split(cases, folds, seed)
-    work = [(index, load_model(out / f"fold{index}"), testing) for index, (_, _, testing) in enumerate(parts)]
-    explainers = default_explainers(work[0][1], layers, fill=fill)
+    by_id = {case.id: case for case in cases}
+    work = []
+    for index in range(folds):
+        metrics = _read_json(out / f"fold{index}" / "metrics.json")
+        assert metrics is not None
+        work.append((index, load_model(out / f"fold{index}"), [by_id[name] for name in metrics["test_ids"]]))
+    explainers = default_explainers(work[0][1], layers, fill=fill, segments=segments)
     return _evaluate(work, out, explainers, seed, compute, console or Console())
 
 
 def default_explainers(
-    model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank"
+    model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank", segments: int = 100
 ) -> dict[str, Explainer]:
     """The methods of the study by the name of their row: a relevance map, and Grad-CAM on early and late layers.
 
     A network whose layers cannot be watched gets the relevance map alone.
     """
-    found: dict[str, Explainer] = {f"relevance-map/{fill}": RelevanceMap(fill=fill)}
+    found: dict[str, Explainer] = {f"relevance-map/{fill}": RelevanceMap(fill=fill, segments=segments)}
     if layers is None:
         layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
     if model.differentiable_inside:
@@ -286,7 +317,9 @@ def _evaluate(
     quiet = dataclasses.replace(compute, progress=False)
     flat = [(fold, model, case) for fold, model, cases in work for case in cases]
     for fold, model, case in tracked(flat, "explaining and scoring", shown=compute.progress):
-        identity = json.dumps([model.fingerprint, fold, options, seed, sorted(map(str, case.files.values()))])
+        # The card says how to cut, what is positive and which cases the network has seen.
+        card = model.card.to_dict()
+        identity = json.dumps([model.fingerprint, card, fold, options, seed, sorted(map(str, case.files.values()))])
         path = kept / f"{case.id}.json"
         found = _read_json(path)
         if found is None or found["identity"] != identity:
@@ -338,7 +371,12 @@ def _train_fold(
         title=f"fold {index}",
     )
     facts = _training_facts(ids[0], ids[1], examples, chosen.settings, seed) | {"epochs": result.best_epoch}
-    card = dataclasses.replace(chosen.card, description=f"Fold {index} of a cross-validation.", training=facts)
+    card = dataclasses.replace(
+        chosen.card,
+        description=f"Fold {index} of a cross-validation.",
+        threshold=_threshold(network, chosen.card, [*groups[0], *groups[1]], compute),
+        training=facts,
+    )
     save_model(network, card, folder, half_precision=True)
     predictions = _predictions(load_model(folder), groups[2], compute)
     metrics = {
@@ -355,6 +393,21 @@ def _train_fold(
     return metrics
 
 
+def _threshold(network: torch.nn.Module, card: Card, known: Sequence[_LabelledHalf], compute: Compute) -> float:
+    """The probability that best separates the labels of halves that the network knows: no mask is looked at.
+
+    Where a whole range of thresholds is equally good, its middle.
+    """
+    predictions = _predictions(Model(network, card), known, compute)
+    labels = np.array([line["label"] for line in predictions])
+    values = np.array([line["probability"] for line in predictions])
+    steps = np.unique(values)
+    candidates = (steps[:-1] + steps[1:]) / 2 if len(steps) > 1 else np.array([0.5])
+    accuracies = [balanced_accuracy(labels, (values >= candidate).astype(int)) for candidate in candidates]
+    best = candidates[np.isclose(accuracies, np.max(accuracies))]
+    return float(np.clip((best.min() + best.max()) / 2, 0.05, 0.95).round(4))
+
+
 def _predictions(model: Model, tested: Sequence[_LabelledHalf], compute: Compute) -> list[dict[str, Any]]:
     device = compute.torch_device
     network = model.network.to(device)
@@ -365,17 +418,16 @@ def _predictions(model: Model, tested: Sequence[_LabelledHalf], compute: Compute
             probability = float(torch.sigmoid(network(image)[0, 0]))
             found.append(
                 {"case": half.case.id, "patient": half.case.patient, "side": half.side, "label": half.label}
-                | {"probability": round(probability, 6)}
+                | {"probability": round(probability, 6), "predicted": int(probability >= model.card.threshold)}
             )
     return found
 
 
 def _figures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """AUC and balanced accuracy with intervals over patients, of one fold."""
-    labels, values, patients = (
-        np.array([line[name] for line in predictions]) for name in ("label", "probability", "patient")
+    labels, values, predicted, patients = (
+        np.array([line[name] for line in predictions]) for name in ("label", "probability", "predicted", "patient")
     )
-    predicted = (values >= 0.5).astype(int)
     return {
         "auc": auc(labels, values),
         "auc_interval": bootstrap_interval((labels, values), statistic=auc, groups=patients),
@@ -391,10 +443,9 @@ def _figures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _summary(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All folds together: the mean AUC within folds, balanced accuracy over all, intervals over patients."""
     lines = [line | {"fold": fold["fold"]} for fold in folds for line in fold["predictions"]]
-    labels, values, patients, index = (
-        np.array([line[name] for line in lines]) for name in ("label", "probability", "patient", "fold")
+    labels, values, predicted, patients, index = (
+        np.array([line[name] for line in lines]) for name in ("label", "probability", "predicted", "patient", "fold")
     )
-    predicted = (values >= 0.5).astype(int)
 
     return {
         "auc": auc_within(labels, values, index),
@@ -408,6 +459,25 @@ def _summary(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "n_halves": len(labels),
         "n_patients": len(set(patients)),
     }
+
+
+def _clear_patients(
+    cases: Sequence[Case], out: Path, card: Card, compute: Compute
+) -> tuple[set[str], list[_LabelledHalf] | None]:
+    """Patients with a half without tumour, kept in `out/halves.json`; and the halves, where they had to be read."""
+    path = out / "halves.json"
+    known = _read_json(path)
+    stored = None
+    if known is None or known["cases"] != [case.id for case in cases]:
+        stored = _stored_halves(cases, card, compute)
+        known = {
+            "cases": [case.id for case in cases],
+            "labels": [
+                {"case": h.case.id, "patient": h.case.patient, "side": h.side, "label": h.label} for h in stored
+            ],
+        }
+        write_json(known, path)
+    return {line["patient"] for line in known["labels"] if line["label"] == 0}, stored
 
 
 def _stored_halves(cases: Sequence[Case], card: Card, compute: Compute) -> list[_LabelledHalf]:

@@ -19,6 +19,7 @@ from scipy.ndimage import label as connected_components
 
 from voxplain import segment
 from voxplain.compute import Compute
+from voxplain.datasets.brats import patient_of
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import half_label, tumour_volume
 from voxplain.explain.explainer import Explainer
@@ -60,7 +61,7 @@ def score_case(
     Returns:
         A table with the columns `CASE_COLUMNS`; tables "halves" (halves labelled as tumour), "unlabelled" (halves
         with too little tumour for a label), "scans" (whole heads, halves predicted negative left empty) and
-        "classification" (one probability and label per half).
+        "classification" (probability, prediction by the card's threshold, and label of each half).
     """
     scan, tumour = case.scan(), case.tumour()
     explanations = {name: explain(model, scan, seed=seed, compute=compute) for name, explain in explainers.items()}
@@ -68,14 +69,14 @@ def score_case(
     network_free = _network_free(scan, explanations, case, seed)
     masks = {f"{row}/{rule}": mask for row, why in explanations.items() for rule, mask in _masks(why, foreground)}
     known = model.card.training_ids
-    seen = case.id in known or case.patient in known or any(name.startswith(case.patient + "_") for name in known)
+    seen = case.id in known or case.patient in {patient_of(name) for name in known}
 
     rows: list[tuple[str, str, str, str, str, float]] = []
 
     def add(region: str, table: str, row: str, metric: str, kind: str, value: float) -> None:
         rows.append((region, table, row, metric, "seen" if seen and row not in network_free_rows else kind, value))
 
-    network_free_rows = {row for row, _, _ in network_free} | {"intensity/flair", "whole-brain", "supervoxel-ceiling"}
+    network_free_rows = {"supervoxel-ceiling", *NETWORK_FREE, *(f"{row}/best-grouping" for row in NETWORK_FREE)}
     truth = tumour.data > 0
     regions = next(iter(explanations.values())).regions
     for region in regions:
@@ -83,6 +84,7 @@ def score_case(
         label = half_label(volume)
         box = region.slices
         add(region.name, "classification", "network", "probability", "plain", region.probability)
+        add(region.name, "classification", "network", "predicted", "plain", float(region.positive))
         add(region.name, "classification", "network", "label", "plain", np.nan if label is None else float(label))
         flair_ml = float(np.count_nonzero(network_free_mask("intensity/flair", scan)[box]))
         flair_ml *= scan.grid.voxel_volume / 1000
@@ -117,6 +119,9 @@ def score_case(
         _add_mask(add, "scan", "scans", row, mask.data > 0, truth, scan)
     for row in ("intensity/flair", "whole-brain"):
         _add_mask(add, "scan", "scans", row, network_free_mask(row, scan), truth, scan)
+    for row, why, _ in network_free:
+        value = dice(segment.otsu(why, everywhere=True).data > 0, truth)
+        add("scan", "scans", row, "dice", "deployable", value)
     table = pd.DataFrame(rows, columns=["region", "table", "row", "metric", "kind", "value"])
     table = table.groupby(["region", "table", "row", "metric", "kind"], sort=False, as_index=False, dropna=False).mean()
     table.insert(0, "case", case.id)
@@ -315,23 +320,20 @@ def _classification(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str,
     keys = ["case", "patient", "fold", "region"]
     labels = cases[cases["metric"] == "label"].set_index(keys)["value"]
     rows: list[tuple[str, str, str, str, float, float, float, int]] = []
-    for row, metric in (("network", "probability"), ("intensity/flair", "volume_ml")):
-        found = cases[(cases["row"] == row) & (cases["metric"] == metric)].set_index(keys)
+    figures: tuple[tuple[str, str, str, Callable[..., float]], ...] = (
+        ("network", "probability", "auc", auc_within),
+        ("network", "predicted", "balanced_accuracy", lambda labels, values, _folds: balanced_accuracy(labels, values)),
+        ("intensity/flair", "volume_ml", "auc", auc_within),
+    )
+    for row, source, name, statistic in figures:
+        found = cases[(cases["row"] == row) & (cases["metric"] == source)].set_index(keys)
         kind = "seen" if (found["kind"] == "seen").any() else "plain"
-        table = pd.DataFrame({"score": found["value"], "label": labels}).dropna().reset_index()
-        arrays = tuple(table[name].to_numpy() for name in ("label", "score", "fold"))
+        table = pd.DataFrame({"value": found["value"], "label": labels}).dropna().reset_index()
+        arrays = tuple(table[column].to_numpy() for column in ("label", "value", "fold"))
         patients = table["patient"].to_numpy()
-        figures: list[tuple[str, Callable[..., float]]] = [("auc", auc_within)]
-        if row == "network":
-            figures.append(("balanced_accuracy", _balanced_accuracy_at_half))
-        for name, statistic in figures:
-            low, high = bootstrap_interval(arrays, statistic=statistic, groups=patients, seed=seed)
-            rows.append(("classification", row, name, kind, statistic(*arrays), low, high, len(set(patients))))
+        low, high = bootstrap_interval(arrays, statistic=statistic, groups=patients, seed=seed)
+        rows.append(("classification", row, name, kind, statistic(*arrays), low, high, len(set(patients))))
     return rows
-
-
-def _balanced_accuracy_at_half(labels: np.ndarray, values: np.ndarray, _folds: np.ndarray) -> float:
-    return balanced_accuracy(labels, values >= 0.5)
 
 
 def _gains(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str, str, float, float, float, int]]:
@@ -344,6 +346,8 @@ def _gains(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str, str, flo
             continue
         best = by_patient[by_patient["row"] == means.idxmax()].set_index("patient")["value"]
         candidates = by_patient[by_patient["kind"].isin(["deployable", "seen"]) & ~by_patient["row"].isin(NETWORK_FREE)]
+        # On a case that the network has seen, what the case's own mask chose is called seen as well.
+        candidates = candidates[~candidates["row"].str.contains("/best-")]
         tested = []
         for (row, kind), ours in candidates.groupby(["row", "kind"], sort=False):
             paired = pd.DataFrame({"ours": ours.set_index("patient")["value"], "best": best}).dropna()

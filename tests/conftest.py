@@ -1,0 +1,169 @@
+"""What all tests share: the folder of real scans, made heads, tiny networks, and the rule that CI skips nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from voxplain.grid import Grid
+from voxplain.io.nifti import save
+from voxplain.model import Card, Model
+from voxplain.networks.resnet import resnet
+from voxplain.scan import Scan
+
+SEQUENCES = ("flair", "t1", "t1ce", "t2")
+
+settings.register_profile("voxplain", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("voxplain")
+
+
+def _no_skips() -> bool:
+    return os.environ.get("VOXPLAIN_NO_SKIPS") == "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if _no_skips() and report.skipped and "wasxfail" not in vars(report):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though VOXPLAIN_NO_SKIPS=1 says that everything is there: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report = yield
+    if _no_skips() and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} skipped, though VOXPLAIN_NO_SKIPS=1: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real scans (VOXPLAIN_DATA, or shared/data beside the checkout)."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("VOXPLAIN_DATA", default))
+    if not (folder / "glioma_2mm").is_dir():
+        pytest.skip(f"no real scans at {folder}; set VOXPLAIN_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _randomness_stays_private() -> Iterator[None]:
+    """No test, and so nothing that it calls, may draw from NumPy's global generator or seed PyTorch's."""
+    numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
+    yield
+    assert np.array_equal(np.random.get_state()[1], numpy_before), "NumPy's global generator was used"  # noqa: NPY002
+
+
+def reorient(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+    """A volume (X, Y, Z) and its affine in another orientation, by nibabel alone."""
+    image = nib.Nifti1Image(data, affine)
+    turned = image.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(tuple(orientation))))
+    return np.asarray(turned.dataobj), turned.affine
+
+
+class Head:
+    """A made head in LPS: an ellipsoid of brain-like size, every voxel of it another number, on exact zeros.
+
+    `volumes` is (C, X, Y, Z); `plane` the face (counted along x) at which the brain is its own mirror image.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int] = (40, 48, 40),
+        spacing: float = 4.0,
+        plane: int | None = None,
+        channels: tuple[str, ...] = SEQUENCES,
+        seed: int = 0,
+        tilt: float = 0.0,
+    ) -> None:
+        self.channels, self.spacing = channels, spacing
+        self.plane = shape[0] // 2 if plane is None else plane
+        x, y, z = np.indices(shape).astype(float)
+        x = (x + 0.5 - self.plane) * spacing
+        y = (y + 0.5 - shape[1] / 2) * spacing
+        z = (z + 0.5 - shape[2] / 2) * spacing
+        across, along = x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)
+        self.brain = (across / 66) ** 2 + (along / 84) ** 2 + (z / 68) ** 2 <= 1
+        rng = np.random.default_rng(seed)
+        count = int(self.brain.sum())
+        self.volumes = np.zeros((len(channels), *shape), dtype=np.float32)
+        for index in range(len(channels)):
+            self.volumes[index, self.brain] = rng.permutation(count) + 1 + 1000 * index
+        self.affine = np.diag([-spacing, -spacing, spacing, 1.0])
+        # World x = 0 lies in the mid-sagittal plane.
+        self.affine[:3, 3] = [(self.plane - 0.5) * spacing, shape[1] / 2 * spacing, -shape[2] / 2 * spacing]
+
+    def scan(self, orientation: str = "LPS", order: tuple[str, ...] | None = None) -> Scan:
+        turned = [reorient(volume, self.affine, orientation) for volume in self.volumes]
+        whole = Scan(np.stack([data for data, _ in turned]), Grid(turned[0][0].shape, turned[0][1]), self.channels)
+        return whole if order is None else whole.select(order)
+
+
+@pytest.fixture
+def make_head() -> type[Head]:
+    return Head
+
+
+@pytest.fixture
+def half_card() -> Callable[..., Card]:
+    """The card of a hemisphere model; fields given by name replace its own."""
+
+    def make(**fields: Any) -> Card:
+        content: dict[str, Any] = {
+            "name": "tiny",
+            "channels": SEQUENCES,
+            "classes": ("tumour",),
+            "orientation": "LPS",
+            "region": "half",
+            "skull_stripped": True,
+        }
+        return Card(**(content | fields))
+
+    return make
+
+
+@pytest.fixture
+def tiny_network() -> Callable[..., torch.nn.Module]:
+    def make(seed: int = 0, **arguments: Any) -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return resnet(**({"width": 4, "stem_kernel": 3} | arguments)).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(tiny_network: Callable[..., torch.nn.Module], half_card: Callable[..., Card]) -> Model:
+    """A hemisphere model of a few thousand random weights."""
+    card = half_card(
+        normalisation="z-score",
+        spacing=(4, 4, 4),
+        shape=(20, 44, 36),
+        factory="voxplain.networks.resnet:resnet",
+        arguments={"width": 4, "stem_kernel": 3},
+    )
+    return Model(tiny_network(), card)
+
+
+@pytest.fixture
+def write_patient() -> Callable[..., Path]:
+    """Write a scan as a BraTS patient folder, perhaps with an expert mask."""
+
+    def write(scan: Scan, folder: Path) -> Path:
+        for name in scan.channels:
+            save(scan.select([name]), folder / f"{folder.name}_{name}.nii.gz")
+        return folder
+
+    return write

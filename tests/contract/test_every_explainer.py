@@ -1,0 +1,382 @@
+"""What every explainer owes its user: one suite, run on each class of `voxplain.explain.__all__`, in four worlds."""
+
+import dataclasses
+import itertools
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import voxplain as vx
+from voxplain import explain
+
+CPU = vx.Compute(device="cpu")
+KINDS = [getattr(explain, name) for name in explain.__all__]
+# A flipped, anisotropic grid with an odd origin; RAS+ world, so this one is LAS.
+AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
+
+
+def an_explainer(kind: type[vx.Explainer]) -> vx.Explainer:
+    """The method with its own defaults; one that watches a layer gets the detector's."""
+    return kind(**({"layer": "features"} if kind.needs == "layer" else {}))
+
+
+class Detector(nn.Module):
+    """Scores local contrast: mean over the image of how far a 3-voxel cube outshines the 5-voxel cube around it."""
+
+    def __init__(self, channels: int, dims: int, threshold: float) -> None:
+        super().__init__()
+        convolution, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dims]
+        self.features = nn.Sequential(convolution(channels, 1, 5, padding=2), norm(1), nn.ReLU(inplace=True))
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(1, 1)
+        inside = torch.zeros((5,) * dims)
+        inside[(slice(1, 4),) * dims] = 1
+        kernel = inside / inside.sum() - (1 - inside) / (1 - inside).sum()
+        with torch.no_grad():
+            self.features[0].weight.copy_(kernel / channels)
+            # The border of the brain against the background of 0 must stay below, the blob far above.
+            self.features[0].bias.fill_(-threshold)
+            self.head.weight.fill_(500 / threshold)
+            self.head.bias.fill_(-1.0)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.features(inputs)).flatten(2).mean(2))
+
+
+class Stumbling(Detector):
+    """Raises in its second pass, when an explanation is under way."""
+
+    def __init__(self, error: type[BaseException], *arguments: float) -> None:
+        super().__init__(*arguments)
+        self.error, self.calls = error, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        features = self.features(inputs)
+        if self.calls > 1:
+            raise self.error("stumbled")
+        return self.head(self.dropout(features).flatten(2).mean(2))
+
+
+class Overwriting(Detector):
+    """Writes into its own input before it looks at it."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs.mul_(1.0).add_(0.0))
+
+
+class NotANumber(Detector):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) * float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A scan with a planted blob, and what the card says of the network that looks for it."""
+
+    scan: vx.Scan
+    blob: np.ndarray
+    card: vx.Card
+    threshold: float
+
+    def model(self, build: Callable[..., nn.Module] = Detector, *first: object) -> vx.Model:
+        network = build(*first, len(self.card.channels), self.card.spatial_dims, self.threshold)
+        return vx.Model(network.eval(), self.card)
+
+
+def _world(
+    shape: tuple[int, int, int], channels: tuple[str, ...], corner: tuple[int, int, int], **card: object
+) -> World:
+    """An ellipsoid of tissue, symmetric from left to right, with noise and a blob of 3 voxels."""
+    middle = (np.array(shape) - 1) / 2
+    index = np.moveaxis(np.indices(shape), 0, -1)
+    brain = (((index - middle) / (np.maximum(middle, 1) * 0.95)) ** 2).sum(axis=-1) < 1
+    blob = np.zeros(shape, dtype=bool)
+    blob[tuple(slice(c, c + 3) for c in corner)] = True
+    assert brain[blob].all(), "the blob must lie inside the brain"
+    noise = np.random.default_rng(3).normal(1.0, 0.1, (len(channels), *shape))
+    data = np.where(brain, np.clip(noise, 0.5, 1.5) + 7.0 * blob, 0)
+    names = tuple(reversed(channels))  # the card asks for another order than the scan has
+    return World(
+        vx.Scan(data, vx.Grid(shape, AFFINE), names),
+        blob,
+        vx.Card(name="detector", channels=channels, classes=("blob",), **card),
+        # Scaled to 0-1 the blob is at 1 and tissue at about 1 / 9.
+        threshold=0.15 if card.get("normalisation") == "min-max" else 1.5,
+    )
+
+
+WORLDS = {
+    "one channel": _world((16, 20, 12), ("t1",), (9, 6, 4)),
+    "four channels": _world(
+        (16, 20, 12), ("flair", "t1", "t1ce", "t2"), (4, 11, 5), normalisation="z-score", orientation="RAS"
+    ),
+    "2D image": _world((24, 20, 1), ("t1",), (6, 9, 0), spatial_dims=2),
+    "halves": _world(
+        (20, 18, 12), ("flair", "t2"), (12, 7, 4), region="half", orientation="LPS", normalisation="min-max"
+    ),
+}
+
+
+@pytest.fixture(params=WORLDS, ids=lambda name: name.replace(" ", "-"))
+def world(request: pytest.FixtureRequest) -> World:
+    return WORLDS[request.param]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def explainer(request: pytest.FixtureRequest) -> vx.Explainer:
+    return an_explainer(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_not_for_here() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _hooks(network: nn.Module) -> list[tuple[str, str, list[object]]]:
+    """Every hook of every module, of whatever sort."""
+    return [
+        (name, sort, [*hooks.items()])
+        for name, module in network.named_modules()
+        for sort, hooks in vars(module).items()
+        if "hooks" in sort and hasattr(hooks, "items")
+    ]
+
+
+def _everything(model: vx.Model, scan: vx.Scan) -> dict[str, object]:
+    """All that an explanation must leave as it was, in values that compare by `==`."""
+    network = model.network
+    return {
+        "weights": {name: (value.dtype, value.tolist()) for name, value in network.state_dict().items()},
+        "modes": [(name, module.training) for name, module in network.named_modules()],
+        "requires_grad": [(name, parameter.requires_grad) for name, parameter in network.named_parameters()],
+        "gradients": [(name, parameter.grad) for name, parameter in network.named_parameters()],
+        "hooks": _hooks(network),
+        "scan": scan.data.tobytes(),
+        "threads": torch.get_num_threads(),
+        "grad mode": torch.is_grad_enabled(),
+        "torch random": torch.get_rng_state().tolist(),
+        "numpy random": str(np.random.get_state()),  # noqa: NPY002
+        "random": random.getstate(),
+    }
+
+
+MODES = {
+    "eval": lambda network: network.eval(),
+    "train": lambda network: network.train(),
+    # A frozen normalisation inside a training network, and the other way round.
+    "training but frozen norm": lambda network: network.train().features[1].eval(),
+    "evaluating but dropout": lambda network: network.eval().dropout.train(),
+}
+
+
+def _unsettle(network: Detector, mode: str) -> None:
+    """Bring the network into a state that nobody would guess."""
+    MODES[mode](network)
+    network.features[0].weight.requires_grad_(False)
+    network.features.register_forward_hook(lambda module, inputs, output: None)
+    network.head.register_full_backward_hook(lambda module, given, gone: None)
+
+
+def test_the_suite_sees_every_method() -> None:
+    public = {value for value in vars(vx).values() if isinstance(value, type) and issubclass(value, vx.Explainer)}
+    assert set(KINDS) == public - {vx.Explainer}
+    assert len({kind.name for kind in KINDS}) == len(KINDS)
+
+
+def test_is_a_small_printable_value(explainer: vx.Explainer) -> None:
+    kind = type(explainer)
+    assert kind.name
+    assert kind.family
+    assert kind.cost
+    assert kind.needs in ("calls", "gradients", "layer")
+    assert explainer == dataclasses.replace(explainer)
+    assert hash(explainer) == hash(dataclasses.replace(explainer))
+    assert repr(explainer).startswith(kind.__name__)
+    for option in dataclasses.fields(explainer):
+        assert option.metadata.get("help"), f"{kind.__name__}.{option.name} needs metadata={{'help': ...}}"
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(explainer, option.name, None)
+
+
+def test_map_lies_on_the_scans_own_grid(explainer: vx.Explainer, world: World) -> None:
+    why = explainer(world.model(), world.scan, compute=CPU)
+    assert why.map.shape == (len(why.channels), *world.scan.grid.shape)
+    np.testing.assert_array_equal(why.grid.affine, world.scan.grid.affine)
+    assert why.map.dtype == np.float32
+    assert np.isfinite(why.map).all()
+    assert not why.map.flags.writeable
+    assert why.map.any(), "a map of zeros says nothing about the checks of this suite"
+    assert why.signed or why.map.min() >= 0
+    assert why.unit
+    if why.parts is not None:
+        assert why.scores is not None
+        assert why.parts.grid.matches(world.scan.grid)
+        painted = np.append(0, why.scores)[why.parts.data]
+        np.testing.assert_allclose(why.total, painted, rtol=1e-6)
+
+
+def test_same_seed_gives_the_same_map(explainer: vx.Explainer, world: World) -> None:
+    first, second = (explainer(world.model(), world.scan, seed=5, compute=CPU) for _ in range(2))
+    np.testing.assert_array_equal(first.map, second.map)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_leaves_everything_as_it_was(explainer: vx.Explainer, world: World, mode: str) -> None:
+    model = world.model()
+    clean = explainer(model, world.scan, compute=CPU)
+    _unsettle(model.network, mode)
+    before = _everything(model, world.scan)
+    why = explainer(model, world.scan, compute=dataclasses.replace(CPU, threads=1))
+    assert _everything(model, world.scan) == before
+    # Whatever mode it was in, what was explained is the network as it evaluates.
+    np.testing.assert_allclose(why.map, clean.map, rtol=0, atol=1e-5 * np.abs(clean.map).max())
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("mode", MODES)
+def test_leaves_everything_as_it_was_after_an_exception(
+    explainer: vx.Explainer, world: World, mode: str, error: type[BaseException]
+) -> None:
+    model = world.model(Stumbling, error)
+    _unsettle(model.network, mode)
+    before = _everything(model, world.scan)
+    with pytest.raises(error, match="stumbled"):
+        explainer(model, world.scan, compute=dataclasses.replace(CPU, threads=1))
+    assert model.network.calls == 2
+    assert _everything(model, world.scan) == before
+
+
+def test_a_network_may_write_into_its_input(explainer: vx.Explainer, world: World) -> None:
+    clean = explainer(world.model(), world.scan, compute=CPU)
+    before = world.scan.data.copy()
+    why = explainer(world.model(Overwriting), world.scan, compute=CPU)
+    np.testing.assert_array_equal(world.scan.data, before)
+    np.testing.assert_array_equal(why.map, clean.map)
+
+
+def test_a_network_that_was_explained_can_be_trained(explainer: vx.Explainer, world: World) -> None:
+    model = world.model()
+    explainer(model, world.scan, compute=CPU)
+    shape = (2, len(world.card.channels), *(7,) * world.card.spatial_dims)
+    model.network.train()(torch.rand(shape)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.network.parameters())
+
+
+def test_a_constant_model_gives_a_zero_map(explainer: vx.Explainer, world: World) -> None:
+    model = world.model()
+    torch.nn.init.zeros_(model.network.head.weight)
+    why = explainer(vx.Model(model.network, world.card), world.scan, compute=CPU)
+    np.testing.assert_array_equal(why.map, 0)
+
+
+def test_finds_a_planted_blob_and_high_means_important(explainer: vx.Explainer, world: World) -> None:
+    why = explainer(world.model(), world.scan, compute=CPU)
+    peak = np.unravel_index(why.total.argmax(), why.total.shape)
+    assert world.blob[peak]
+    # A method of parts marks the part that holds the blob, which may be larger than the blob.
+    assert why.total[world.blob].mean() > 5 * np.abs(why.total[~world.blob]).mean()
+
+
+@pytest.mark.parametrize("flips", itertools.product((1, -1), repeat=3))
+def test_affine_survives_save_and_load(explainer: vx.Explainer, tmp_path, flips: tuple[int, int, int]) -> None:
+    world = WORLDS["one channel"]
+    affine = np.diag([0.75 * flips[0], 2.0 * flips[1], 1.25 * flips[2], 1.0])
+    affine[:3, 3] = (3, -44, 12.5)
+    scan = vx.Scan(world.scan.data, vx.Grid(world.scan.grid.shape, affine), world.scan.channels)
+    why = explainer(world.model(), scan, compute=CPU)
+    vx.save(why, tmp_path / "map.nii.gz")
+    back = vx.read(map=tmp_path / "map.nii.gz")
+    np.testing.assert_allclose(back.grid.affine, affine, atol=1e-5)
+    np.testing.assert_array_equal(back.data[0], why.total)
+    peak = scan.grid.world(np.unravel_index(why.total.argmax(), why.total.shape))
+    there = back.grid.index(peak).round().astype(int)
+    assert back.data[0][tuple(there)] == why.total.max()
+
+
+def test_provenance_replays_to_the_same_map(explainer: vx.Explainer, world: World) -> None:
+    model = world.model()
+    why = explainer(model, world.scan, seed=11, compute=CPU)
+    stored = json.loads(json.dumps(why.provenance))
+    for provenance in (why.provenance, stored):
+        again = vx.replay(provenance, model, world.scan, compute=CPU)
+        np.testing.assert_array_equal(again.map, why.map)
+        assert again.channels == why.channels
+        assert again.provenance["options"] == why.provenance["options"]
+        assert again.provenance["passes"] == why.provenance["passes"]
+        assert again.provenance["seed"] == 11
+
+
+def test_provenance_is_refused_for_another_model_or_scan(explainer: vx.Explainer) -> None:
+    world, other = WORLDS["one channel"], WORLDS["2D image"]
+    model = world.model()
+    provenance = explainer(model, world.scan, compute=CPU).provenance
+    with pytest.raises(vx.InputError, match="another scan"):
+        vx.replay(provenance, model, other.scan)
+    torch.nn.init.ones_(model.network.head.weight)
+    with pytest.raises(vx.InputError, match="another model"):
+        vx.replay(provenance, vx.Model(model.network, world.card), world.scan)
+
+
+def test_provenance_says_what_was_run(explainer: vx.Explainer, world: World) -> None:
+    model = world.model()
+    calls = []
+    model.network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    provenance = explainer(model, world.scan, compute=CPU).provenance
+    assert provenance["passes"]["forward"] == sum(calls)
+    assert (provenance["passes"]["backward"] > 0) == (explainer.needs != "calls")
+    assert provenance["model"]["fingerprint"] == model.fingerprint
+    assert provenance["scan"]["fingerprint"] == world.scan.fingerprint
+    assert provenance["versions"]["torch"]
+    probabilities = [region["probability"] for region in provenance["regions"]]
+    assert len(probabilities) == (2 if world.card.region == "half" else 1)
+
+
+@pytest.mark.parametrize("compute", [(1, 1), (2, 2), (5, 1), (5, 2)], ids=str)
+def test_batch_size_and_threads_change_nothing(explainer: vx.Explainer, world: World, compute: tuple[int, int]) -> None:
+    reference = explainer(world.model(), world.scan, compute=vx.Compute(device="cpu", batch_size=1, threads=1))
+    batch_size, threads = compute
+    why = explainer(world.model(), world.scan, compute=vx.Compute("cpu", threads=threads, batch_size=batch_size))
+    assert np.abs(why.map - reference.map).max() <= 1e-5 * np.abs(reference.map).max()
+    assert why.provenance["compute"]["batch_size"] == batch_size
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_map(explainer: vx.Explainer, world: World) -> None:
+    reference = explainer(world.model(), world.scan, compute=CPU)
+    model = world.model()
+    why = explainer(model, world.scan, compute=vx.Compute(device="cuda"))
+    # Convolutions may run in TF32 there, with a mantissa of 10 bits.
+    assert np.abs(why.map - reference.map).max() <= 5e-3 * np.abs(reference.map).max()
+    assert {parameter.device.type for parameter in model.network.parameters()} == {"cpu"}
+
+
+def test_refuses_a_network_that_returns_nan(explainer: vx.Explainer, world: World) -> None:
+    with pytest.raises(vx.InputError, match="NaN or infinite"):
+        explainer(world.model(NotANumber), world.scan, compute=CPU)
+
+
+def test_refuses_a_class_that_does_not_exist(explainer: vx.Explainer, world: World) -> None:
+    with pytest.raises(vx.InputError, match=r"no class 'stroke'; it has blob"):
+        explainer(world.model(), world.scan, target=vx.ClassScore("stroke"), compute=CPU)
+
+
+def test_refuses_a_scan_that_lacks_a_channel(explainer: vx.Explainer, world: World) -> None:
+    card = dataclasses.replace(world.card, channels=(*world.card.channels[1:], "adc"))
+    with pytest.raises(vx.InputError, match=r"missing: adc"):
+        explainer(vx.Model(world.model().network, card), world.scan, compute=CPU)
+
+
+def test_refuses_a_network_with_another_number_of_outputs(explainer: vx.Explainer, world: World) -> None:
+    card = dataclasses.replace(world.card, classes=("blob", "none"))
+    with pytest.raises(vx.InputError, match="one score per class"):
+        explainer(vx.Model(world.model().network, card), world.scan, compute=CPU)

@@ -1,0 +1,359 @@
+"""The command line: bad input is one clear line and exit code 2, Ctrl-C is 130, and nothing is left half-written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from voxplain import cli
+from voxplain.grid import Grid
+from voxplain.io.bundle import load_model, save_model
+from voxplain.io.nifti import read, save
+from voxplain.model import Model
+from voxplain.scan import Labels, Scan
+
+SEQUENCES = ("flair", "t1", "t1ce", "t2")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["voxplain", *map(str, arguments)])
+        capfd.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+            warnings.simplefilter("default")
+            cli.main()
+        printed = capfd.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def model(tiny_model: Model, tmp_path: Path) -> Path:
+    return save_model(tiny_model.network, tiny_model.card, tmp_path / "model")
+
+
+@pytest.fixture
+def patient(make_head: Any, write_patient: Callable[..., Path], tmp_path: Path) -> Path:
+    return write_patient(make_head().scan(), tmp_path / "P")
+
+
+@pytest.fixture
+def files(patient: Path) -> list[str]:
+    return [text for name in SEQUENCES for text in (f"--{name}", str(patient / f"P_{name}.nii.gz"))]
+
+
+def assert_refused(result: tuple[int, str, str], *said: str, out: Path | None = None) -> None:
+    """Exit code 2, one line on standard error with all of `said`, nothing else printed, nothing written."""
+    code, printed, error = result
+    assert code == 2, error
+    assert printed == ""
+    (line,) = error.strip().splitlines()
+    assert line.startswith("error: ")
+    for text in said:
+        assert text in line
+    if out is not None:
+        assert not out.is_dir() or list(out.iterdir()) == []
+
+
+def test_methods(run: Run) -> None:
+    code, printed, _ = run("methods")
+    assert code == 0
+    for text in ("relevance-map", "grad-cam", "perturbation", "calls", "layer"):
+        assert text in printed
+
+
+def test_a_whole_run_of_each_method(run: Run, model: Path, patient: Path, files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "relevance"
+    code, printed, error = run(
+        "explain", "relevance-map", "--model", model, *files, "--out", out, "--partition", "cubes:40", "--threads", 1
+    )
+    assert code == 0, error
+    names = ["mask.nii.gz", "parts.nii.gz", "provenance.json", "ranks.tsv", "relevance-map.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in names:
+        assert str(out / name) in printed
+    scan = read(patient)
+    for name in ("mask", "parts", "relevance-map"):
+        assert scan.grid.difference(read(x=out / f"{name}.nii.gz").grid) is None
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["mask"]["rule"] == "otsu"
+    assert provenance["model"]["fingerprint"] == load_model(model).fingerprint
+    code, printed, error = run(
+        "explain", "grad-cam", "--layer", "layer1", "--model", model, "--scan", patient, "--out", tmp_path / "cam"
+    )
+    assert code == 0, error
+    assert sorted(path.name for path in (tmp_path / "cam").iterdir()) == [
+        "grad-cam.nii.gz",
+        "mask.nii.gz",
+        "provenance.json",
+    ]
+
+
+def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> Path:
+    image = nib.load(path)
+    data = change(image.get_fdata(dtype=np.float32))
+    nib.save(nib.Nifti1Image(data, image.affine if affine is None else affine), path)
+    return path
+
+
+def with_nan(data: np.ndarray) -> np.ndarray:
+    data[3, 4, 5] = np.nan
+    return data
+
+
+def with_inf(data: np.ndarray) -> np.ndarray:
+    data[3, 4, 5] = -np.inf
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.unlink(), ["missing: t1ce"]),
+        (lambda path: path.write_bytes(path.read_bytes()[:3000]), ["cannot read P_t1ce.nii.gz: truncated"]),
+        (lambda path: path.write_bytes(gzip.compress(b"no image")), ["cannot read P_t1ce.nii.gz"]),
+        (lambda path: rewrite(path, with_nan), ["t1ce", "1 voxels that are NaN or infinite"]),
+        (lambda path: rewrite(path, with_inf), ["t1ce", "1 voxels that are NaN or infinite"]),
+        (lambda path: rewrite(path, lambda d: np.stack([d, d], -1)), ["P_t1ce.nii.gz is 4D", "one 3D volume"]),
+        (lambda path: rewrite(path, np.zeros_like), ["sequence t1ce is zero in every voxel"]),
+        (lambda path: rewrite(path, lambda d: d[:-1]), ["t1ce differ: shape (40, 48, 40) against (39, 48, 40)"]),
+        (lambda path: rewrite(path, np.asarray, np.diag([-4.0, -4, 3, 1])), ["t1ce differ: spacing", "resample"]),
+        (
+            lambda path: path.write_bytes((path.parent / "P_t2.nii.gz").read_bytes()),
+            ["t1ce and t2 hold the same voxels"],
+        ),
+        (lambda path: (path.parent / "Q_t1ce.nii").touch(), ["sequence t1ce comes twice", "P_t1ce.nii.gz", "keep one"]),
+        (lambda path: path.rename(path.parent / "P_dwi.nii.gz"), ["missing: t1ce"]),
+    ],
+    ids=[
+        *("missing", "truncated", "no-image", "nan", "inf", "4d", "all-zero", "shape", "spacing", "same-voxels"),
+        *("doubled", "unknown"),
+    ],
+)
+def test_bad_scans(
+    run: Run, model: Path, patient: Path, tmp_path: Path, change: Callable[[Path], object], said: list[str]
+) -> None:
+    change(patient / "P_t1ce.nii.gz")
+    out = tmp_path / "out"
+    assert_refused(run("explain", "relevance-map", "--model", model, "--scan", patient, "--out", out), *said, out=out)
+
+
+def test_a_damaged_header_is_one_line(run: Run, model: Path, files: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "odd.nii"
+    content = bytearray(gzip.decompress(Path(files[1]).read_bytes()))
+    content[70:72] = b"\x0f\x27"
+    path.write_bytes(content)
+    result = run("explain", "relevance-map", "--model", model, "--out", tmp_path / "o", "--flair", path, *files[2:])
+    assert_refused(result, "cannot read odd.nii", "data code 9999")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (lambda f: [*f[:2], *f], ["sequence flair is given twice"]),
+        (lambda f: [*f, "--sequence", f"flair={f[3]}"], ["sequence flair is given twice"]),
+        (lambda f: [*f, "--sequence", f"T1C={f[1]}"], ["sequence t1ce is given twice"]),
+        (lambda f: [f[0], f[3], f[2], f[1], *f[4:]], ["P_t1.nii.gz is given as flair, but its name says t1"]),
+        (lambda f: [*f[:6], "--t2", f[1]], ["P_flair.nii.gz is given as t2, but its name says flair"]),
+        (lambda f: f[:6], ["missing: t2"]),
+        (lambda f: [*f[:7], "/nothing/there.nii.gz"], ["there is no file /nothing/there.nii.gz"]),
+        (lambda f: [], ["give either --scan", "or one file per sequence"]),
+        (lambda f: [*f, "--scan", str(Path(f[1]).parent)], ["give either --scan"]),
+        (lambda f: ["--scan", "/nothing"], ["there is no folder /nothing"]),
+        (lambda f: [*f, "--sequence", "adc"], ["--sequence is name=file.nii.gz; got 'adc'"]),
+        (lambda f: [*f, "--target", "stroke"], ["no class 'stroke'; it has tumour"]),
+        (lambda f: [*f, "--device", "gpu"], ["device is auto, cpu, cuda or cuda:N"]),
+        (lambda f: [*f, "--device", "cuda:99"], ["device cuda:99 is not there"]),
+        (lambda f: [*f, "--memory", "lots"], ["memory is a size such as 4GB"]),
+        (lambda f: [*f, "--threads", "0"], ["threads must be at least 1"]),
+        (lambda f: [*f, "--fill", "grey"], ["fill is one of blank, max, min"]),
+        (lambda f: [*f, "--partition", "cubes:inf"], ["partition is slic, or cubes:MM"]),
+        (lambda f: [*f, "--mask", "top:x"], ["--mask is otsu, multi-otsu, top:N (ranks) or fixed:VALUE; got 'top:x'"]),
+        (lambda f: [*f, "--channel", "adc"], ["no sequence 'adc'"]),
+    ],
+)  # fmt: skip
+def test_bad_flags(
+    run: Run, model: Path, files: list[str], tmp_path: Path, flags: Callable[[list[str]], list[str]], said: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert_refused(run("explain", "relevance-map", "--model", model, "--out", out, *flags(files)), *said, out=out)
+
+
+def test_a_layer_that_does_not_exist_lists_those_that_do(run: Run, model: Path, patient: Path, tmp_path: Path) -> None:
+    common = ("explain", "grad-cam", "--model", model, "--scan", patient, "--out", tmp_path / "out")
+    layers = ("layer1", "layer2", "layer3", "layer4")
+    assert_refused(run(*common, "--layer", "layer9"), "no layer 'layer9'", *layers, out=tmp_path / "out")
+    assert_refused(run(*common), "needs the name of a layer", *layers, out=tmp_path / "out")
+
+
+def test_a_2d_network_on_a_3d_scan(run: Run, model: Path, patient: Path, tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text(
+        json.dumps(
+            {
+                "name": "flat",
+                "channels": SEQUENCES,
+                "classes": ["tumour"],
+                "spatial_dims": 2,
+                "arguments": {"spatial_dims": 2, "in_channels": 4, "out_channels": 1, "block_config": [1]},
+            }
+        )
+    )
+    common = ("explain", "relevance-map", "--scan", patient, "--out", tmp_path / "out")
+    flat = ("--model", "python:monai.networks.nets:DenseNet", "--card", tmp_path / "card.json")
+    assert_refused(run(*common, *flat), "a 2D network reads images", "(40, 48, 40)", out=tmp_path / "out")
+
+
+def test_bad_models(
+    run: Run, model: Path, patient: Path, tmp_path: Path, tiny_network: Callable[..., torch.nn.Module]
+) -> None:
+    out = tmp_path / "out"
+
+    def explain(name: object, *more: object) -> tuple[int, str, str]:
+        return run("explain", "relevance-map", "--model", name, "--scan", patient, "--out", out, *more)
+
+    assert_refused(explain("nothing-of-that-name"), "there is no model nothing-of-that-name", out=out)
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps({"name": "x", "channels": ["t1"], "classes": ["a"]}))
+    pickled = tmp_path / "network.pt"
+    torch.save(tiny_network(), pickled)
+    assert_refused(explain(pickled, "--card", card), "never unpickled", out=out)
+    pickled.write_bytes(pickle.dumps({"weights": 1}))
+    assert_refused(explain(pickled, "--card", card), "never unpickled", out=out)
+    assert_refused(explain("python:os:system", "--card", card), "cannot build the network", out=out)
+    assert_refused(explain("python:voxplain.networks.resnet:resnet"), "needs a card", out=out)
+    other = save_model(tiny_network(width=8), load_model(model).card, tmp_path / "other")
+    (model / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes())
+    assert_refused(explain(model), "holds the weights of another network", out=out)
+    (model / "weights.safetensors").unlink()
+    torch.save(tiny_network(), model / "weights.pt")
+    assert_refused(explain(model), "expected weights.safetensors", "may hold a pickle", out=out)
+    (model / "model.json").write_text("{")
+    assert_refused(explain(model), "is not JSON", out=out)
+
+
+def test_an_output_folder_that_cannot_be_written(run: Run, model: Path, patient: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "out"
+    explain = ("explain", "relevance-map", "--model", model, "--scan", patient, "--out", below)
+    assert_refused(run(*explain), f"cannot write into {below}", "choose another output folder")
+    train = ("train", "hemispheres", "--data", tmp_path, "--out", below)
+    assert_refused(run(*train, "--folds", 2), f"cannot write into {below}")
+    evaluate = ("evaluate", "hemispheres", "--model", model, "--data", tmp_path, "--out", below)
+    assert_refused(run(*evaluate), f"cannot write into {below}")
+
+
+def test_scans_that_are_not_what_the_card_expects(
+    run: Run, model: Path, patient: Path, make_head: Any, write_patient: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in SEQUENCES:
+        rewrite(patient / f"P_{name}.nii.gz", lambda data: data + 5)
+    explain = ("explain", "relevance-map", "--model", model, "--out", out, "--scan")
+    assert_refused(run(*explain, patient), "skull-stripped", "strip the skull first", out=out)
+    tilted = write_patient(make_head((48, 52, 40), tilt=0.8).scan(), tmp_path / "T")
+    assert_refused(run(*explain, tilted), "not aligned", "register it to a template first", out=out)
+
+
+def test_bad_training_and_evaluation(run: Run, model: Path, patient: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train = ("train", "hemispheres", "--out", out, "--data")
+    assert_refused(run(*train, tmp_path / "nothing"), "there is no folder", out=out)
+    assert_refused(run(*train, model), "found no BraTS patient", out=out)
+    assert_refused(run(*train, patient, "--preset", "huge"), "preset is one of", out=out)
+    assert_refused(run(*train, patient), "three patients; got 1 patients", out=out)
+    evaluate = ("evaluate", "hemispheres", "--model", model, "--data", patient, "--out", out)
+    assert_refused(run(*evaluate), "no case with an expert mask")
+
+
+def test_the_real_command_says_it_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "voxplain.cli", "explain", "grad-cam", "--model", "nothing", "--out"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "out"), "--scan", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "found no sequence in" in done.stderr
+
+
+def interrupt_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> tuple[int, str]:
+    """Press Ctrl-C once something is there; the exit code and what was said on standard error."""
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    return process.returncode, error
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "voxplain.cli", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_while_explaining_leaves_nothing(patient: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time, torch\n"
+        "class Slow(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        with open('passes', 'a') as file:\n"
+        "            file.write('.')\n"
+        "        time.sleep(0.1)\n"
+        "        return x.mean((1, 2, 3, 4))[:, None]\n"
+    )
+    card = {"name": "slow", "channels": SEQUENCES, "classes": ["a"], "orientation": "LPS", "normalisation": "z-score"}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    out, passes = tmp_path / "out", tmp_path / "passes"
+    out.mkdir()
+    (out / "mask.nii.gz").write_text("from an earlier run")
+    flags = ("--card", "card.json", "--scan", patient, "--out", out, "--partition", "cubes:12", "--batch-size", 1)
+    process = start(tmp_path, "explain", "relevance-map", "--model", "python:slow:Slow", *flags)
+    code, error = interrupt_when(process, lambda: passes.is_file() and passes.stat().st_size > 5)
+    assert code == 130
+    assert "stopped; what is finished is kept, nothing is half-written" in error
+    assert "Traceback" not in error
+    assert [path.name for path in out.iterdir()] == ["mask.nii.gz"]
+    assert (out / "mask.nii.gz").read_text() == "from an earlier run"
+
+
+def test_ctrl_c_while_training_keeps_what_is_finished(
+    make_head: Any, write_patient: Callable[..., Path], tmp_path: Path
+) -> None:
+    for index in range(4):
+        scan: Scan = make_head(seed=index).scan()
+        folder = write_patient(scan, tmp_path / "data" / f"P{index}")
+        tumour = np.zeros(scan.grid.shape, int)
+        tumour[(slice(8, 14) if index % 2 else slice(26, 32)), 20:26, 18:24] = 2
+        save(Labels(tumour, Grid(scan.grid.shape, scan.grid.affine)), folder / f"{folder.name}_seg.nii.gz")
+    out = tmp_path / "runs"
+    flags = ("--data", tmp_path / "data", "--out", out, "--folds", 2, "--device", "cpu")
+    process = start(tmp_path, "train", "hemispheres", *flags)
+    code, error = interrupt_when(process, lambda: any(out.glob("fold*/checkpoint.pt")))
+    assert code == 130
+    assert "stopped; what is finished is kept" in error
+    assert "Traceback" not in error
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert written == ["fold0/checkpoint.pt"]
+    state = torch.load(out / "fold0" / "checkpoint.pt", weights_only=True)
+    assert len(state["losses"]) >= 1

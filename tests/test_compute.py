@@ -1,0 +1,75 @@
+"""How to run: read strictly, set while running, put back afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voxplain.compute import Compute
+from voxplain.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4GB", 4 << 30),
+        ("4 gib", 4 << 30),
+        ("800MB", 800 << 20),
+        ("1.5G", 3 << 29),
+        ("2k", 2048),
+        ("512", 512),
+        ("7B", 7),
+        ("1T", 1 << 40),
+    ],
+)
+def test_memory(text: str, expected: int) -> None:
+    assert Compute(memory=text).memory_bytes == expected
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1GB", "0", "0GB", "1..5GB", "GB", "4PB", ".", "0.1B", "9" * 400 + "GB"])
+def test_memory_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="memory"):
+        Compute(memory=text)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for name in ("memory", "device"):
+        try:
+            Compute(**{name: text})
+        except InputError as error:
+            assert repr(text) in str(error)
+
+
+def test_devices() -> None:
+    assert Compute(device="cpu").torch_device == torch.device("cpu")
+    assert Compute().torch_device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count()
+    with pytest.raises(InputError, match=rf"device cuda:{count} is not there; CUDA devices found: {count}"):
+        Compute(device=f"cuda:{count}")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:x", "mps", "CPU", "cpu\n", ""])
+def test_devices_of_other_names_are_refused(device: str) -> None:
+    with pytest.raises(InputError, match="device is auto, cpu, cuda or cuda:N"):
+        Compute(device=device)
+
+
+@pytest.mark.parametrize("name", ["threads", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_are_at_least_one(name: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"{name} must be at least 1; got {value}"):
+        Compute(**{name: value})  # type: ignore[arg-type]
+
+
+def test_threads_are_set_while_running_and_put_back() -> None:
+    before = torch.get_num_threads()
+    other = 1 if before > 1 else 2
+    with pytest.raises(RuntimeError), Compute(threads=other).running():
+        assert torch.get_num_threads() == other
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+    with Compute().running():
+        assert torch.get_num_threads() == before
