@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,11 +39,16 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["voxplain", *map(str, arguments)])
         capfd.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+        code = None
+        with warnings.catch_warnings():
             warnings.simplefilter("default")
-            cli.main()
+            try:
+                cli.main()
+            except SystemExit as left:
+                code = int(left.code or 0)
+        assert code is not None
         printed = capfd.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
+        return code, printed.out, printed.err
 
     return call
 
@@ -280,9 +286,13 @@ def test_bad_training_and_evaluation(run: Run, model: Path, patient: Path, tmp_p
     assert_refused(run(*train, tmp_path / "nothing"), "there is no folder", out=out)
     assert_refused(run(*train, model), "found no BraTS patient", out=out)
     assert_refused(run(*train, patient, "--preset", "huge"), "preset is one of", out=out)
-    assert_refused(run(*train, patient), "three patients; got 1 patients", out=out)
+    assert_refused(run(*train, patient), "case P has no expert mask")
     evaluate = ("evaluate", "hemispheres", "--model", model, "--data", patient, "--out", out)
     assert_refused(run(*evaluate), "no case with an expert mask")
+    rewrite(shutil.copy(patient / "P_t1.nii.gz", patient / "P_seg.nii.gz"), lambda data: data % 2)
+    assert_refused(run(*train, patient), "three patients; got 1 patients")
+    rewrite(patient / "P_t1.nii.gz", with_nan)
+    assert_refused(run("train", "hemispheres", "--data", patient, "--out", tmp_path / "other"), "case P: sequence t1")
 
 
 def test_the_real_command_says_it_in_one_line(tmp_path: Path) -> None:
@@ -354,6 +364,7 @@ def test_ctrl_c_while_training_keeps_what_is_finished(
     assert "stopped; what is finished is kept" in error
     assert "Traceback" not in error
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    assert written == ["fold0/checkpoint.pt"]
+    assert written == ["fold0/checkpoint.pt", "halves.json"]
+    json.loads((out / "halves.json").read_text())
     state = torch.load(out / "fold0" / "checkpoint.pt", weights_only=True)
     assert len(state["losses"]) >= 1

@@ -90,7 +90,7 @@ def test_regions_are_boxes() -> None:
         ({"scores": None}, "come together, or not at all"),
         ({"parts": None}, "come together, or not at all"),
         ({"scores": np.zeros(3)}, "one score per part"),
-        ({"parts": Labels(np.zeros((4, 3, 3)), Grid((4, 3, 3), AFFINE))}, "parts lie on the map's grid"),
+        ({"parts": Labels(np.zeros((4, 3, 3)), Grid((4, 3, 3), AFFINE))}, "parts lie on the map's grid; these differ"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -109,7 +109,7 @@ def test_resampling_keeps_the_plane_and_the_order(
     first, second = prepare(scan, half_card(spacing=(8, 8, 8)))
     assert first.record["resampled"] is True
     assert first.input.grid.spacing == pytest.approx((8, 8, 8))
-    # Blocks of 2 x 2 x 2 count from the plane outwards across, and from the card's first face along, however the scan lies.
+    # Blocks of 2 x 2 x 2 count from the plane outwards across, and from the card's first face along.
     for half, side in ((first, head.volumes[:, : head.plane][:, ::-1]), (second, head.volumes[:, head.plane :])):
         pairs = side.shape[1] // 2
         across = side[:, : 2 * pairs].reshape(4, pairs, 2, *shape[1:]).mean(axis=2)

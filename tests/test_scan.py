@@ -130,6 +130,6 @@ def test_both_move_between_grids() -> None:
     scan, labels = Scan(data(), GRID, ("t1", "t2")), Labels(data(1)[0] % 7, GRID)
     turned = GRID.reoriented("IPR")
     one: Any = scan.on(turned)
-    np.testing.assert_array_equal(one.data, scan.data.transpose(0, 3, 2, 1)[:, :, ::-1])
+    np.testing.assert_array_equal(one.data, scan.data.transpose(0, 3, 2, 1)[:, ::-1, ::-1])
     np.testing.assert_array_equal(one.on(GRID).data, scan.data)
     np.testing.assert_array_equal(labels.on(turned).on(GRID).data, labels.data)

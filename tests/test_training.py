@@ -205,7 +205,7 @@ def test_a_half_finished_training_with_other_settings_is_refused(
 @pytest.mark.parametrize("content", [b"", b"half a checkpoint", b"\x80\x02N."])
 def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)
-    with pytest.raises(InputError, match="checkpoint.pt cannot be read; remove it|with other patients or settings"):
+    with pytest.raises(InputError, match=r"checkpoint.pt cannot be read; remove it|with other patients or settings"):
         run(tmp_path)
 
 

@@ -51,10 +51,11 @@ class Compute:
         """The memory limit in bytes."""
         found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", self.memory, flags=re.IGNORECASE)
         try:
-            assert found is not None
-            return int(float(found[1]) * _UNITS[found[2].upper()])
-        except (AssertionError, ValueError):
-            raise InputError(f"memory is a size such as 4GB or 800MB; got {self.memory!r}") from None
+            if found is not None:
+                return int(float(found[1]) * _UNITS[found[2].upper()])
+        except (ValueError, OverflowError):
+            pass
+        raise InputError(f"memory is a size such as 4GB or 800MB; got {self.memory!r}")
 
     @property
     def torch_device(self) -> torch.device:

@@ -62,6 +62,13 @@ class Explanation:
             )
         if (self.parts is None) != (self.scores is None):
             raise InputError("parts and scores come together, or not at all")
+        if self.parts is not None and self.scores is not None:
+            if difference := self.grid.difference(self.parts.grid):
+                raise InputError(f"the parts lie on the map's grid; these differ: {difference}")
+            if len(self.scores) != (count := int(self.parts.data.max())):
+                raise InputError(
+                    f"expected one score per part, {count} for labels 1 to {count}; got {len(self.scores)}"
+                )
         object.__setattr__(self, "map", frozen_array(self.map, np.float32))
         if self.scores is not None:
             object.__setattr__(self, "scores", frozen_array(self.scores, np.float64))

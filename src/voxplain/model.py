@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -98,7 +99,7 @@ class Card:
             raise InputError(f"the card's threshold is a probability between 0 and 1; got {self.threshold}")
         for name in ("spacing", "shape"):
             value = getattr(self, name)
-            if value is not None and (len(value) != 3 or min(value) <= 0):
+            if value is not None and (len(value) != 3 or not all(0 < size < math.inf for size in value)):
                 raise InputError(f"the card's {name} is three positive numbers; got {value}")
 
     @classmethod

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 from skimage.measure import label as connected_components
 from skimage.segmentation import slic
 
 from voxplain.errors import InputError
-from voxplain.grid import Grid
+from voxplain.grid import Grid, resample
 from voxplain.scan import Labels
+
+# From this ratio of longest to shortest voxel edge on, SLIC works on an isotropic lattice.
+_ANISOTROPIC = 1.25
 
 
 def supervoxels(
@@ -31,6 +37,17 @@ def supervoxels(
         raise InputError(f"compactness must be more than 0; got {compactness}")
     if mask is not None and not mask.any():
         return Labels(np.zeros(grid.shape, dtype=np.int32), grid)
+    lattice = _isotropic(grid)
+    if lattice is not grid:
+        inside = np.ones(grid.shape, dtype=bool) if mask is None else mask
+        parts = supervoxels(
+            resample(image, grid, lattice),
+            lattice,
+            segments=segments,
+            compactness=compactness,
+            mask=resample(inside.astype(np.uint8), grid, lattice, nearest=True) > 0,
+        )
+        return _carried_over(parts, grid, inside)
     # skimage stretches the image to 0-1 first, so one bright voxel would change what a compactness means; dividing by
     # the range keeps it in the image's unit (z-scores, say). A constant image has no range, and gives cubes anyway.
     spread = float(np.ptp(image)) or 1.0
@@ -43,12 +60,38 @@ def supervoxels(
         start_label=1,
         channel_axis=-1,
     )
+    if mask is not None:
+        found[mask & (found == 0)] = (
+            found.max() + 1
+        )  # SLIC forgets pieces that are too small for a segment of their own
     return Labels(connected_components(found, background=0, connectivity=1), grid)
+
+
+def _isotropic(grid: Grid) -> Grid:
+    """A grid of about as many voxels, of one edge along all axes; the grid itself where that is (nearly) so.
+
+    skimage lays its seeds out in voxels, so that its parts would be as elongated as the voxels are.
+    """
+    axes = [axis for axis in range(3) if grid.shape[axis] > 1]
+    edges = [grid.spacing[axis] for axis in axes]
+    if not axes or max(edges) < _ANISOTROPIC * min(edges):
+        return grid
+    edge = math.prod(edges) ** (1 / len(edges))
+    return grid.with_spacing([edge if axis in axes else grid.spacing[axis] for axis in range(3)])
+
+
+def _carried_over(parts: Labels, grid: Grid, inside: np.ndarray) -> Labels:
+    """Parts on another grid: every voxel inside gets the nearest one's label, and pieces get labels of their own."""
+    found = parts.on(grid).data
+    if not found.any():
+        found = inside
+    nearest = distance_transform_edt(found == 0, sampling=grid.spacing, return_distances=False, return_indices=True)
+    return Labels(connected_components(np.where(inside, found[tuple(nearest)], 0), background=0, connectivity=1), grid)
 
 
 def cubes(grid: Grid, *, edge: float, mask: np.ndarray | None = None) -> Labels:
     """Cubes of an edge in mm (as near as whole voxels allow), labelled 1..N; 0 lies outside the mask."""
-    if edge <= 0:
+    if not 0 < edge < math.inf:
         raise InputError(f"the edge of the cubes must be more than 0 mm; got {edge}")
     size = [max(1, round(edge / spacing)) for spacing in grid.spacing]
     count = [-(-n // s) for n, s in zip(grid.shape, size, strict=True)]

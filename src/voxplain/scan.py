@@ -100,7 +100,8 @@ class Labels:
         values = np.asarray(self.data)
         if values.shape != self.grid.shape:
             raise InputError(f"labels of shape {values.shape} do not lie on a grid of shape {self.grid.shape}")
-        whole = values.astype(np.int32)
+        with np.errstate(invalid="ignore"):
+            whole = values.astype(np.int32)
         if not np.array_equal(whole, values) or whole.min() < 0:
             raise InputError("labels are whole numbers of at least 0; this array holds other values")
         object.__setattr__(self, "data", frozen_array(whole, np.int32))

@@ -36,9 +36,14 @@ def test_rights_follow_the_users_umask(tmp_path: Path) -> None:
 def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     write_text("old", path)
-    with pytest.raises(error), writing(path) as temporary:
-        temporary.write_text("new, but ha")
-        raise error
+
+    def fail() -> None:
+        with writing(path) as temporary:
+            temporary.write_text("new, but ha")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -54,7 +59,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").mkdir()
-    with pytest.raises(InputError, match="cannot write .*a.json"):
+    with pytest.raises(InputError, match=r"cannot write .*a.json"):
         write_json({"a": 1}, tmp_path / "a.json")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
@@ -76,7 +81,7 @@ def test_json_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 def test_an_output_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="cannot write into .*choose another output folder"):
+        with pytest.raises(InputError, match=r"cannot write into .*choose another output folder"):
             output_folder(folder)
     with pytest.raises(InputError, match="cannot write into /proc/"):
         output_folder("/proc/voxplain")

@@ -203,7 +203,7 @@ def test_a_python_factory_with_its_card(network: nn.Module, tmp_path: Path) -> N
 def test_a_checkpoint_that_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pt")
     (tmp_path / "card.json").write_text(json.dumps(CARD | {"weights": "w.pt"}))
-    with pytest.raises(InputError, match="w.pt .*a plain state dict"):
+    with pytest.raises(InputError, match=r"w.pt .*a plain state dict"):
         load_model("python:voxplain.networks.resnet:resnet", tmp_path / "card.json")
 
 
@@ -218,14 +218,14 @@ def test_a_users_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "path", [*sys.path])
     card = {"name": "mine", "channels": ["t2"], "classes": ["a", "b"]}
     assert len(load_model("python:my_networks:build", card).card.classes) == 2
-    with pytest.raises(InputError, match="must return a torch.nn.Module; it returned int"):
+    with pytest.raises(InputError, match=r"must return a torch.nn.Module; it returned int"):
         load_model("python:my_networks:nothing", card)
-    with pytest.raises(InputError, match="cannot build the network with my_networks:broken.*no such size"):
+    with pytest.raises(InputError, match=r"cannot build the network with my_networks:broken.*no such size"):
         load_model("python:my_networks:broken", card)
     for name in ("my_networks:other", "no.such.module:build", "my_networks", ":build", "my_networks:"):
         with pytest.raises(InputError, match="cannot build the network"):
             load_model(f"python:{name}", card)
-    with pytest.raises(InputError, match="cannot build the network.*unexpected keyword"):
+    with pytest.raises(InputError, match=r"cannot build the network.*unexpected keyword"):
         load_model("python:my_networks:build", card | {"arguments": {"depth": 3}})
 
 
@@ -354,6 +354,7 @@ def test_torchscript_refuses_what_watches_layers(scripted: Path, scan: Scan) -> 
 
 
 def test_shipped_models_load_and_are_small() -> None:
+    assert "tumour-hemisphere" in shipped_models()
     for name, path in shipped_models().items():
         model = load_model(name)
         assert model.card.name == name

@@ -217,12 +217,12 @@ def test_a_damaged_header_is_read_or_refused(tmp_path_factory: pytest.TempPathFa
     content = bytearray(write(path, volume((3, 4, 2)).astype(np.int16)).read_bytes())
     content[where] = value
     path.write_bytes(bytes(content))
+    said = ""
     try:
-        scan = read(flair=path)
-    except InputError as error:
-        assert "\n" not in str(error)
-    else:
-        assert np.isfinite(scan.data).all()
+        assert np.isfinite(read(flair=path).data).all()
+    except InputError as error:  # and nothing else
+        said = str(error)
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(("field", "value"), [("datatype", 9999), ("datatype", 0), ("dim", [9, 3, 4, 2, 1, 1, 1, 1])])
@@ -231,7 +231,7 @@ def test_a_header_of_nonsense_is_refused(tmp_path: Path, field: str, value: Any)
     header = nib.Nifti1Header(content[:348], check=False)
     header[field] = value
     (tmp_path / "a.nii").write_bytes(header.binaryblock + content[348:])
-    with pytest.raises(InputError, match="cannot read a.nii") as caught:
+    with pytest.raises(InputError, match=r"cannot read a.nii") as caught:
         read(flair=tmp_path / "a.nii")
     one_line(caught)
 
@@ -288,7 +288,7 @@ def test_doubled_and_misplaced_sequences_are_refused_by_name(tmp_path: Path) -> 
     flair = write(tmp_path / "p_flair.nii.gz", volume())
     copy = write(tmp_path / "copy.nii.gz", volume())
     other = write(tmp_path / "x.nii.gz", volume(seed=2))
-    with pytest.raises(InputError, match="p_flair.nii.gz is given as t1, but its name says flair"):
+    with pytest.raises(InputError, match=r"p_flair.nii.gz is given as t1, but its name says flair"):
         read(t1=flair)
     with pytest.raises(InputError, match="one file is given for two sequences, t1 and t2"):
         read(t1=other, t2=other)
@@ -336,7 +336,7 @@ def test_labels_that_are_not_whole_numbers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["map.img", "map", "map.nii.bz2", "map.mgz"])
 def test_other_endings_are_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="ends in .nii or .nii.gz"):
+    with pytest.raises(InputError, match=r"ends in .nii or .nii.gz"):
         save(explanation(Grid((3, 3, 3), np.eye(4))), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

@@ -64,7 +64,7 @@ def test_files_of_a_patient(tmp_path: Path) -> None:
 
 
 def test_two_files_for_one_sequence_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="sequence t1 comes twice in .*: P_t1.nii and P_t1.nii.gz; keep one"):
+    with pytest.raises(InputError, match=r"sequence t1 comes twice in .*: P_t1.nii and P_t1.nii.gz; keep one"):
         patient_folder_files(folder_of(tmp_path, "P_t1.nii", "P_t1.nii.gz"))
 
 

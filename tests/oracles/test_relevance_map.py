@@ -220,7 +220,7 @@ def test_ranks_break_ties_by_label() -> None:
 
 
 def test_a_network_that_is_sure_still_ranks_its_parts() -> None:
-    """At a probability of 0.999999 changes are as small as the steps of 32-bit numbers near 1; they must not be lost."""
+    """At a probability of 0.999999 changes are as small as the steps of 32-bit numbers near 1."""
     one, image = model(), scan()
     with torch.no_grad():
         one.network[-1].bias.add_(14)

@@ -57,6 +57,17 @@ def test_split_of_34_patients_is_the_plans() -> None:
         assert len(training) in (22, 23)
 
 
+@pytest.mark.parametrize("clear", [1, 5, 12, 34])
+def test_patients_with_a_clear_half_are_spread_evenly(clear: int) -> None:
+    cases = [unread(f"p{number}") for number in range(34)]
+    known = {case.patient for case in cases[:clear]}
+    parts = split(cases, 5, clear=known)
+    for sort in (known, {case.patient for case in cases} - known):
+        counts = [sum(case.patient in sort for case in testing) for _, _, testing in parts]
+        assert sum(counts) == len(sort)
+        assert max(counts) - min(counts) <= 1
+
+
 def test_split_follows_the_seed_alone() -> None:
     cases = [unread(f"p{number}") for number in range(12)]
     ids = lambda parts: [[{case.id for case in side} for side in fold] for fold in parts]  # noqa: E731

@@ -45,7 +45,10 @@ class Case:
                 f"{', '.join(self.files) or 'none'}; add the missing files, ask only for those that it has, "
                 "or leave this case out"
             )
-        return read_sequences({name: self.files[name] for name in wanted})
+        try:
+            return read_sequences({name: self.files[name] for name in wanted})
+        except InputError as error:
+            raise InputError(f"case {self.id}: {error}") from error
 
     def labels(self) -> Labels:
         """The expert mask with the values of the data set, as `label_values` names them.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from voxplain.datasets.case import Case
+from voxplain.errors import InputError
 from voxplain.model import Card
 from voxplain.preparation import Prepared, prepare
 from voxplain.scan import Labels
@@ -53,8 +54,12 @@ def halves(case: Case, card: Card) -> list[Half]:
     Raises:
         InputError: the case has no expert mask, or its scan does not fit the card.
     """
-    tumour = case.tumour()
-    return [Half(case, prepared, tumour_volume(tumour, prepared.box)) for prepared in prepare(case.scan(), card)]
+    tumour, scan = case.tumour(), case.scan()
+    try:
+        regions = prepare(scan, card)
+    except InputError as error:
+        raise InputError(f"case {case.id}: {error}") from error
+    return [Half(case, prepared, tumour_volume(tumour, prepared.box)) for prepared in regions]
 
 
 def tumour_volume(tumour: Labels, box: tuple[tuple[int, int], ...]) -> float:

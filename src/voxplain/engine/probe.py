@@ -41,21 +41,16 @@ class Probe:
         self.input = prepared.input.data
         self._device = compute.torch_device
         clean = self._tensor(self.input[None])
-        with ActivationMeter(model.network) as meter, torch.inference_mode():
+        # Not inference mode: what a network keeps of a pass (grids of positions) must serve its gradients later on.
+        with ActivationMeter(model.network) as meter, torch.no_grad():
             output = self._forward(clean)
         self.batch_size = meter.batch_size(clean, compute)
         self.logit = float(target.logit(output, model.card)[0])
         self.probability = float(target.probability(output, model.card)[0])
 
-    def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """The target's logit for each of a batch of inputs (B, C, X, Y, Z); (B,) float64."""
-        with torch.inference_mode():
-            output = self._forward(self._tensor(inputs))
-            return self.target.logit(output, self.model.card).double().cpu().numpy()
-
     def scores(self, inputs: np.ndarray, scale: str) -> np.ndarray:
         """The target's "probability" or "logit" for each of a batch of inputs (B, C, X, Y, Z); (B,) float64."""
-        with torch.inference_mode():
+        with torch.no_grad():
             output = self._forward(self._tensor(inputs))
             read = self.target.probability if scale == "probability" else self.target.logit
             return read(output, self.model.card).double().cpu().numpy()
@@ -112,7 +107,7 @@ class Probe:
             return
         # The very first pass also warms up, so the estimate rests on a second one.
         started = time.perf_counter()
-        self.logits(self.input[None])
+        self.scores(self.input[None], "logit")
         seconds = passes * (time.perf_counter() - started)
         console.print(
             f"{self.prepared.name}: {what}, {passes} passes in batches of {self.batch_size}, about {seconds:.0f} s",

@@ -1,0 +1,56 @@
+"""The page that goes with a trained model: what it was trained on, how well it does, and where it ends."""
+
+from __future__ import annotations
+
+from voxplain.model import Card
+
+
+def model_page(card: Card) -> str:
+    """A model card in Markdown, from the facts that the training wrote into the card."""
+    facts = card.training
+    shape = " x ".join(map(str, card.shape)) if card.shape else "any"
+    spacing = " x ".join(f"{step:g}" for step in card.spacing) if card.spacing else "the scan's own"
+    lines = [
+        f"# {card.name}",
+        "",
+        card.description,
+        "",
+        "## What it reads and says",
+        "",
+        f"- Sequences, by name: {', '.join(card.channels)}; {card.normalisation} per sequence.",
+        f"- Region: {card.region}, {shape} voxels of {spacing} mm, orientation {card.orientation or 'as it comes'}.",
+        f"- Says: {', '.join(card.classes)} ({card.activation}); positive from a probability of {card.threshold:g}, "
+        "chosen on the labels of the halves that it knows.",
+        f"- Network: `{card.factory}` with {dict(card.arguments)}; weights stored in 16 bits.",
+        "",
+        "## Training",
+        "",
+        f"- Data: {facts['data']}.",
+        f"- {facts['n_patients']} patients, {facts['n_halves']} labelled halves, "
+        f"{facts['n_halves_with_tumour']} with tumour; labels: {facts['labels']}.",
+        f"- {facts['epochs']} epochs, seed {facts['seed']}, settings {facts['settings']}.",
+        f"- Training ids: {', '.join(facts['ids'])}.",
+        "",
+        "## Figures",
+        "",
+    ]
+    if "cross_validation" in facts:
+        found = facts["cross_validation"]
+        lines += [
+            f"Of exactly this architecture and training, cross-validated over {found['folds']} folds by patient "
+            f"({found['n_patients']} patients), intervals are bootstrap 95 % over patients:",
+            "",
+            f"- AUC within folds {_with_interval(found['auc'], found['auc_interval'])} (plain)",
+            f"- balanced accuracy {_with_interval(found['balanced_accuracy'], found['balanced_accuracy_interval'])} "
+            "(plain)",
+            "",
+            "How well its maps segment: `docs/results/hemispheres.md`. On its own training cases every figure is `seen`.",
+        ]
+    else:
+        lines += ["None: this network was trained without a cross-validation."]
+    lines += ["", "## Limits", "", facts["limits"], ""]
+    return "\n".join(lines)
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
