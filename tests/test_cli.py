@@ -94,14 +94,20 @@ def test_a_whole_run_of_each_method(run: Run, model: Path, patient: Path, files:
         "explain", "relevance-map", "--model", model, *files, "--out", out, "--partition", "cubes:40", "--threads", 1
     )
     assert code == 0, error
-    names = ["mask.nii.gz", "parts.nii.gz", "provenance.json", "ranks.tsv", "relevance-map.nii.gz"]
+    names = [
+        "relevance-map-mask.nii.gz",
+        "relevance-map-parts.nii.gz",
+        "relevance-map-ranks.tsv",
+        "relevance-map.json",
+        "relevance-map.nii.gz",
+    ]
     assert sorted(path.name for path in out.iterdir()) == names
     for name in names:
         assert str(out / name) in printed
     scan = read(patient)
-    for name in ("mask", "parts", "relevance-map"):
+    for name in ("relevance-map-mask", "relevance-map-parts", "relevance-map"):
         assert scan.grid.difference(read(x=out / f"{name}.nii.gz").grid) is None
-    provenance = json.loads((out / "provenance.json").read_text())
+    provenance = json.loads((out / "relevance-map.json").read_text())
     assert provenance["mask"]["rule"] == "otsu"
     assert provenance["model"]["fingerprint"] == load_model(model).fingerprint
     code, printed, error = run(
@@ -109,9 +115,9 @@ def test_a_whole_run_of_each_method(run: Run, model: Path, patient: Path, files:
     )
     assert code == 0, error
     assert sorted(path.name for path in (tmp_path / "cam").iterdir()) == [
+        "grad-cam-mask.nii.gz",
+        "grad-cam.json",
         "grad-cam.nii.gz",
-        "mask.nii.gz",
-        "provenance.json",
     ]
 
 
@@ -336,15 +342,15 @@ def test_ctrl_c_while_explaining_leaves_nothing(patient: Path, tmp_path: Path) -
     (tmp_path / "card.json").write_text(json.dumps(card))
     out, passes = tmp_path / "out", tmp_path / "passes"
     out.mkdir()
-    (out / "mask.nii.gz").write_text("from an earlier run")
+    (out / "relevance-map-mask.nii.gz").write_text("from an earlier run")
     flags = ("--card", "card.json", "--scan", patient, "--out", out, "--partition", "cubes:12", "--batch-size", 1)
     process = start(tmp_path, "explain", "relevance-map", "--model", "python:slow:Slow", *flags)
     code, error = interrupt_when(process, lambda: passes.is_file() and passes.stat().st_size > 5)
     assert code == 130
     assert "stopped; what is finished is kept, nothing is half-written" in error
     assert "Traceback" not in error
-    assert [path.name for path in out.iterdir()] == ["mask.nii.gz"]
-    assert (out / "mask.nii.gz").read_text() == "from an earlier run"
+    assert [path.name for path in out.iterdir()] == ["relevance-map-mask.nii.gz"]
+    assert (out / "relevance-map-mask.nii.gz").read_text() == "from an earlier run"
 
 
 def test_ctrl_c_while_training_keeps_what_is_finished(

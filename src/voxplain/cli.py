@@ -144,14 +144,14 @@ def evaluate_hemispheres(
     threads: Threads = None,
 ) -> None:
     """Score a hemisphere model's maps on any folder in BraTS layout: tables, scores.tsv and cases.tsv."""
-    from voxplain.studies import hemispheres
+    from voxplain.studies import evaluation
 
     loaded = load_model(model, card)
-    hemispheres.evaluate(
+    evaluation.evaluate(
         loaded,
         [case for case in _cases(data) if case.segmentation is not None][: 2 if quick else None],
         out,
-        explainers=hemispheres.default_explainers(loaded, layer, fill=fill, segments=10 if quick else 100),
+        explainers=evaluation.default_explainers(loaded, layer, fill=fill, segments=10 if quick else 100),
         seed=seed,
         compute=_compute(device, memory, threads),
         console=out_console,

@@ -14,23 +14,24 @@ from voxplain.scan import Labels
 def write_results(
     explanation: Explanation, mask: Labels, name: str, folder: str | Path, *, rule: str
 ) -> dict[str, Path]:
-    """Write `NAME.nii.gz`, `mask.nii.gz`, `provenance.json` and, for maps of parts, `parts.nii.gz` and `ranks.tsv`.
+    """Write the map `NAME.nii.gz`, `NAME-mask.nii.gz` and the provenance `NAME.json`.
 
-    `rule` is how the mask was made; the provenance keeps it.
+    Maps of parts also leave `NAME-parts.nii.gz` and `NAME-ranks.tsv`. `name` is the method's, so that several methods
+    share a folder; `rule` is how the mask was made, which the provenance keeps.
 
     Returns:
         The paths, by what they hold.
     """
     folder = output_folder(folder)
-    paths = {"map": folder / f"{name}.nii.gz", "mask": folder / "mask.nii.gz"}
+    paths = {"map": folder / f"{name}.nii.gz", "mask": folder / f"{name}-mask.nii.gz"}
     save(explanation, paths["map"])
     save(mask, paths["mask"])
     if explanation.parts is not None:
-        paths |= {"parts": folder / "parts.nii.gz", "ranks": folder / "ranks.tsv"}
+        paths |= {"parts": folder / f"{name}-parts.nii.gz", "ranks": folder / f"{name}-ranks.tsv"}
         save(explanation.parts, paths["parts"])
         with writing(paths["ranks"]) as temporary:
             explanation.ranks().to_csv(temporary, sep="\t", index=False, float_format="%.6g")
-    paths["provenance"] = folder / "provenance.json"
+    paths["provenance"] = folder / f"{name}.json"
     content = {**explanation.provenance, "unit": explanation.unit, "signed": explanation.signed}
     content["mask"] = {"rule": rule, "volume_ml": round(mask.volume, 3)}
     write_json(json.loads(json.dumps(content, default=str)), paths["provenance"])

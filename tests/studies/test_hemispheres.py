@@ -15,9 +15,11 @@ from rich.console import Console
 import voxplain as vx
 from voxplain.datasets.brats import cases as brats_cases
 from voxplain.datasets.case import Case
+from voxplain.datasets.hemispheres import split
 from voxplain.datasets.phantom import write_case
-from voxplain.studies import hemispheres
-from voxplain.studies.hemispheres import PRESETS, Preset, cross_validate, evaluate, split, study, train_final
+from voxplain.studies import evaluation, hemispheres
+from voxplain.studies.evaluation import evaluate
+from voxplain.studies.hemispheres import PRESETS, Preset, cross_validate, study, train_final
 from voxplain.studies.scoring import CASE_COLUMNS, NETWORK_FREE
 from voxplain.training import Settings
 
@@ -247,7 +249,7 @@ def test_evaluate_writes_tables_and_goes_on_after_a_stop(
     trained: Path, patients: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = vx.load_model(trained / "fold0")
-    score_case = hemispheres.score_case
+    score_case = evaluation.score_case
     asked: list[str] = []
 
     def stopping(case: Case, *arguments, **options) -> pd.DataFrame:
@@ -256,7 +258,7 @@ def test_evaluate_writes_tables_and_goes_on_after_a_stop(
             raise KeyboardInterrupt
         return score_case(case, *arguments, **options)
 
-    monkeypatch.setattr(hemispheres, "score_case", stopping)
+    monkeypatch.setattr(evaluation, "score_case", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, patients, tmp_path, explainers=explainers(), compute=CPU, console=quiet())
     ids = [case.id for case in patients]
@@ -287,7 +289,7 @@ def test_evaluate_scores_again_what_would_come_out_otherwise(
         line = (case.id, case.patient, 0, "left", "halves", "map/otsu", "dice", "deployable", model.card.threshold)
         return pd.DataFrame([line], columns=list(CASE_COLUMNS))
 
-    monkeypatch.setattr(hemispheres, "score_case", counting)
+    monkeypatch.setattr(evaluation, "score_case", counting)
     model, methods, seed = vx.load_model(trained / "fold0"), explainers(), 0
     for _ in range(2):
         evaluate(model, patients[:2], tmp_path, explainers=methods, seed=seed, compute=CPU, console=quiet())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,3 +67,33 @@ def tumour_volume(tumour: Labels, box: tuple[tuple[int, int], ...]) -> float:
     """Volume in ml of a mask inside a box of its grid."""
     inside = tumour.data[tuple(slice(start, stop) for start, stop in box)]
     return float(np.count_nonzero(inside)) * tumour.grid.voxel_volume / 1000
+
+
+def split(
+    cases: Sequence[Case], folds: int, seed: int = 0, clear: Collection[str] = ()
+) -> list[tuple[list[Case], list[Case], list[Case]]]:
+    """Training, validation and test cases of each fold, split by patient.
+
+    Every patient is in the test part of one fold; a sixth of the others validates. Patients with a half that is
+    `clear` of tumour are spread evenly over the parts, since they alone bring halves without tumour.
+
+    Raises:
+        InputError: fewer than two folds, or too few patients for the folds.
+    """
+    patients = sorted({case.patient for case in cases})
+    if folds < 2 or len(patients) < max(folds, 3):
+        raise InputError(f"{folds} folds need at least two folds and three patients; got {len(patients)} patients")
+    shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
+    dealt = sorted(shuffled, key=lambda patient: patient not in clear)
+    found = []
+    for index in range(folds):
+        testing = set(dealt[index::folds])
+        others = [patient for patient in dealt if patient not in testing]
+        count = max(1, round(len(others) / 6))
+        # Evenly over the dealt order, so that both kinds of patient validate; each fold starts elsewhere.
+        validating = {others[(place * len(others) // count + index) % len(others)] for place in range(count)}
+        sides: tuple[list[Case], list[Case], list[Case]] = ([], [], [])
+        for case in cases:
+            sides[2 if case.patient in testing else 1 if case.patient in validating else 0].append(case)
+        found.append(sides)
+    return found

@@ -71,3 +71,12 @@ def write_text(text: str, path: Path | str) -> None:
 def write_json(content: Mapping[str, Any], path: Path | str) -> None:
     """Write a JSON file whole or not at all."""
     write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def read_json(path: Path | str) -> dict[str, Any] | None:
+    """What `write_json` wrote; None where nothing was written yet."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,18 @@ from rich.console import Console
 
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
-from voxplain.datasets.hemispheres import halves
+from voxplain.datasets.hemispheres import halves, split
 from voxplain.engine.probe import tracked
 from voxplain.errors import InputError
-from voxplain.explain import GradCAM, RelevanceMap
-from voxplain.explain.explainer import Explainer, versions
-from voxplain.io.atomic import output_folder, write_json, write_text
+from voxplain.explain.explainer import versions
+from voxplain.io.atomic import output_folder, read_json, write_json, write_text
 from voxplain.io.bundle import load_model, save_model
 from voxplain.metrics.classification import auc, auc_within, balanced_accuracy
 from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.model import Card, Model
 from voxplain.networks.resnet import resnet
-from voxplain.studies.scoring import markdown, print_tables, score_case, scores, write_tables
+from voxplain.studies.evaluation import default_explainers, evaluate_folds
+from voxplain.studies.model_page import model_page
 from voxplain.training import Example, Settings, finish, train
 
 _CHANNELS = ("flair", "t1", "t1ce", "t2")
@@ -72,7 +72,7 @@ PRESETS = {
     # Sizes that finish on two CPU cores.
     "small": Preset(
         _SMALL,
-        Settings(epochs=20, patience=8, batch_size=4, learning_rate=3e-4, label_smoothing=0.2, averaging=0.95),
+        Settings(epochs=20, patience=20, batch_size=4, learning_rate=3e-4, label_smoothing=0.2, averaging=0.95),
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.
     "quick": Preset(
@@ -123,36 +123,6 @@ class _LabelledHalf:
         return Example(f"{self.case.id}/{self.side}", self.label, lambda: self.image.astype(np.float32))
 
 
-def split(
-    cases: Sequence[Case], folds: int, seed: int = 0, clear: Collection[str] = ()
-) -> list[tuple[list[Case], list[Case], list[Case]]]:
-    """Training, validation and test cases of each fold, split by patient.
-
-    Every patient is in the test part of one fold; a sixth of the others validates. Patients with a half that is
-    `clear` of tumour are spread evenly over the parts, since they alone bring halves without tumour.
-
-    Raises:
-        InputError: fewer than two folds, or too few patients for the folds.
-    """
-    patients = sorted({case.patient for case in cases})
-    if folds < 2 or len(patients) < max(folds, 3):
-        raise InputError(f"{folds} folds need at least two folds and three patients; got {len(patients)} patients")
-    shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
-    dealt = sorted(shuffled, key=lambda patient: patient not in clear)
-    found = []
-    for index in range(folds):
-        testing = set(dealt[index::folds])
-        others = [patient for patient in dealt if patient not in testing]
-        count = max(1, round(len(others) / 6))
-        # Evenly over the dealt order, so that both kinds of patient validate; each fold starts elsewhere.
-        validating = {others[(place * len(others) // count + index) % len(others)] for place in range(count)}
-        sides: tuple[list[Case], list[Case], list[Case]] = ([], [], [])
-        for case in cases:
-            sides[2 if case.patient in testing else 1 if case.patient in validating else 0].append(case)
-        found.append(sides)
-    return found
-
-
 def cross_validate(
     cases: Sequence[Case], out: Path, *, preset: str = "small", folds: int = 5, seed: int = 0, compute: Compute
 ) -> dict[str, Any]:
@@ -189,7 +159,7 @@ def train_final(
     """
     chosen = _preset(preset)
     folder = output_folder(out / "final")
-    summary = _read_json(out / "metrics.json")
+    summary = read_json(out / "metrics.json")
     if summary is not None and summary["preset"] == preset:
         epochs = int(np.median(summary["best_epochs"]))
     else:
@@ -218,46 +188,31 @@ def train_final(
     facts = _training_facts(ids, [], examples, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
     if summary is not None:
         facts["cross_validation"] = {
-            name: summary[name] for name in ("folds", "auc", "auc_interval", "balanced_accuracy", "n_patients")
+            name: summary[name]
+            for name in (
+                "folds",
+                "auc",
+                "auc_interval",
+                "balanced_accuracy",
+                "balanced_accuracy_interval",
+                "n_patients",
+            )
         }
     description = (
         "Tells whether a half of the head holds tumour; learnt from one label per half, no voxel labels. "
         "Data: " + _DATA + ". " + _LIMITS
     )
-    save_model(
-        network,
-        dataclasses.replace(
-            chosen.card,
-            description=description,
-            threshold=_threshold(network, chosen.card, stored, compute),
-            training=facts,
-        ),
-        folder,
-        half_precision=True,
+    card = dataclasses.replace(
+        chosen.card,
+        description=description,
+        threshold=_threshold(network, chosen.card, stored, compute),
+        training=facts,
     )
+    save_model(network, card, folder, half_precision=True)
+    write_text(model_page(card), folder / "README.md")
     metrics = {"identity": identity, "epochs": epochs, "training_losses": result.training_losses, **facts}
     finish(folder, metrics)
     return metrics
-
-
-def evaluate(
-    model: Model,
-    cases: Sequence[Case],
-    out: Path,
-    *,
-    explainers: Mapping[str, Explainer],
-    seed: int = 0,
-    compute: Compute,
-    console: Console | None = None,
-) -> pd.DataFrame:
-    """Score a model's maps on cases with expert masks, without training; writes `cases.tsv` and `scores.tsv`.
-
-    Each finished case is kept in `out/cases`, so that an evaluation that was stopped goes on.
-
-    Returns:
-        The summary, as `voxplain.studies.scoring.scores` describes it.
-    """
-    return _evaluate([(0, model, list(cases))], out, explainers, seed, compute, console or Console())
 
 
 def study(
@@ -278,69 +233,11 @@ def study(
     by_id = {case.id: case for case in cases}
     work = []
     for index in range(folds):
-        metrics = _read_json(out / f"fold{index}" / "metrics.json")
+        metrics = read_json(out / f"fold{index}" / "metrics.json")
         assert metrics is not None
         work.append((index, load_model(out / f"fold{index}"), [by_id[name] for name in metrics["test_ids"]]))
     explainers = default_explainers(work[0][1], layers, fill=fill, segments=segments)
-    return _evaluate(work, out, explainers, seed, compute, console or Console())
-
-
-def default_explainers(
-    model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank", segments: int = 100
-) -> dict[str, Explainer]:
-    """The methods of the study by the name of their row: a relevance map, and Grad-CAM on early and late layers.
-
-    A network whose layers cannot be watched gets the relevance map alone.
-    """
-    found: dict[str, Explainer] = {f"relevance-map/{fill}": RelevanceMap(fill=fill, segments=segments)}
-    if layers is None:
-        layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
-    if model.differentiable_inside:
-        found |= {f"grad-cam/{layer}": GradCAM(layer=layer) for layer in layers}
-    return found
-
-
-def _evaluate(
-    work: Sequence[tuple[int, Model, Sequence[Case]]],
-    out: Path,
-    explainers: Mapping[str, Explainer],
-    seed: int,
-    compute: Compute,
-    console: Console,
-) -> pd.DataFrame:
-    kept = output_folder(output_folder(out) / "cases")
-    total = sum(len(cases) for _, _, cases in work)
-    if not total:
-        raise InputError("no case with an expert mask to score; expected patient folders with a _seg or -seg file")
-    options = {name: [type(method).__name__, dataclasses.asdict(method)] for name, method in explainers.items()}
-    tables = []
-    quiet = dataclasses.replace(compute, progress=False)
-    flat = [(fold, model, case) for fold, model, cases in work for case in cases]
-    for fold, model, case in tracked(flat, "explaining and scoring", shown=compute.progress):
-        # The card says how to cut, what is positive and which cases the network has seen.
-        card = model.card.to_dict()
-        identity = json.dumps([model.fingerprint, card, fold, options, seed, sorted(map(str, case.files.values()))])
-        path = kept / f"{case.id}.json"
-        found = _read_json(path)
-        if found is None or found["identity"] != identity:
-            table = score_case(case, model, explainers, seed=seed, compute=quiet, fold=fold)
-            found = {"identity": identity, "rows": table.to_dict(orient="list")}
-            write_json(found, path)
-        tables.append(pd.DataFrame(found["rows"]))
-    cases = pd.concat(tables, ignore_index=True)
-    summary = scores(cases, seed=seed)
-    write_tables(cases, summary, out)
-    facts = {
-        "models": sorted({model.fingerprint for _, model, _ in work}),
-        "cases": total,
-        "seed": seed,
-        "explainers": options,
-        "versions": versions(),
-    }
-    write_json(facts, out / "provenance.json")
-    write_text(f"{total} cases, seed {seed}.\n\n{markdown(summary)}", out / "tables.md")
-    print_tables(summary, console)
-    return summary
+    return evaluate_folds(work, out, explainers, seed, compute, console or Console())
 
 
 def _train_fold(
@@ -466,7 +363,7 @@ def _clear_patients(
 ) -> tuple[set[str], list[_LabelledHalf] | None]:
     """Patients with a half without tumour, kept in `out/halves.json`; and the halves, where they had to be read."""
     path = out / "halves.json"
-    known = _read_json(path)
+    known = read_json(path)
     stored = None
     if known is None or known["cases"] != [case.id for case in cases]:
         stored = _stored_halves(cases, card, compute)
@@ -520,19 +417,12 @@ def _identity(chosen: Preset, seed: int, ids: Sequence[Sequence[str]]) -> str:
 
 
 def _finished(folder: Path, identity: str) -> dict[str, Any] | None:
-    metrics = _read_json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     if metrics is not None and metrics["identity"] != identity:
         raise InputError(
             f"{folder} holds a training on other patients or with other settings; give another --out, or remove it"
         )
     return metrics
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def _preset(name: str) -> Preset:

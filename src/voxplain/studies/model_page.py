@@ -44,7 +44,7 @@ def model_page(card: Card) -> str:
             f"- balanced accuracy {_with_interval(found['balanced_accuracy'], found['balanced_accuracy_interval'])} "
             "(plain)",
             "",
-            "How well its maps segment: `docs/results/hemispheres.md`. On its own training cases every figure is `seen`.",
+            "How well its maps segment: `docs/results/hemispheres.md`. On its own training cases figures are `seen`.",
         ]
     else:
         lines += ["None: this network was trained without a cross-validation."]

@@ -1,0 +1,100 @@
+"""Scoring of trained models: every case explained and scored once, kept, and summed up in tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from voxplain.compute import Compute
+from voxplain.datasets.case import Case
+from voxplain.engine.probe import tracked
+from voxplain.errors import InputError
+from voxplain.explain import GradCAM, RelevanceMap
+from voxplain.explain.explainer import Explainer, versions
+from voxplain.io.atomic import output_folder, read_json, write_json, write_text
+from voxplain.model import Model
+from voxplain.studies.scoring import markdown, print_tables, score_case, scores, write_tables
+
+
+def evaluate(
+    model: Model,
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    explainers: Mapping[str, Explainer],
+    seed: int = 0,
+    compute: Compute,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Score a model's maps on cases with expert masks, without training; writes `cases.tsv` and `scores.tsv`.
+
+    Each finished case is kept in `out/cases`, so that an evaluation that was stopped goes on.
+
+    Returns:
+        The summary, as `voxplain.studies.scoring.scores` describes it.
+    """
+    return evaluate_folds([(0, model, list(cases))], out, explainers, seed, compute, console or Console())
+
+
+def default_explainers(
+    model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank", segments: int = 100
+) -> dict[str, Explainer]:
+    """The methods of the study by the name of their row: a relevance map, and Grad-CAM on early and late layers.
+
+    A network whose layers cannot be watched gets the relevance map alone.
+    """
+    found: dict[str, Explainer] = {f"relevance-map/{fill}": RelevanceMap(fill=fill, segments=segments)}
+    if layers is None:
+        layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
+    if model.differentiable_inside:
+        found |= {f"grad-cam/{layer}": GradCAM(layer=layer) for layer in layers}
+    return found
+
+
+def evaluate_folds(
+    work: Sequence[tuple[int, Model, Sequence[Case]]],
+    out: Path,
+    explainers: Mapping[str, Explainer],
+    seed: int,
+    compute: Compute,
+    console: Console,
+) -> pd.DataFrame:
+    """Score each fold's cases, (fold, model, cases), with the fold's own model; see `evaluate`."""
+    kept = output_folder(output_folder(out) / "cases")
+    total = sum(len(cases) for _, _, cases in work)
+    if not total:
+        raise InputError("no case with an expert mask to score; expected patient folders with a _seg or -seg file")
+    options = {name: [type(method).__name__, dataclasses.asdict(method)] for name, method in explainers.items()}
+    tables = []
+    quiet = dataclasses.replace(compute, progress=False)
+    flat = [(fold, model, case) for fold, model, cases in work for case in cases]
+    for fold, model, case in tracked(flat, "explaining and scoring", shown=compute.progress):
+        # The card says how to cut, what is positive and which cases the network has seen.
+        card = model.card.to_dict()
+        identity = json.dumps([model.fingerprint, card, fold, options, seed, sorted(map(str, case.files.values()))])
+        path = kept / f"{case.id}.json"
+        found = read_json(path)
+        if found is None or found["identity"] != identity:
+            table = score_case(case, model, explainers, seed=seed, compute=quiet, fold=fold)
+            found = {"identity": identity, "rows": table.to_dict(orient="list")}
+            write_json(found, path)
+        tables.append(pd.DataFrame(found["rows"]))
+    cases = pd.concat(tables, ignore_index=True)
+    summary = scores(cases, seed=seed)
+    write_tables(cases, summary, out)
+    facts = {
+        "models": sorted({model.fingerprint for _, model, _ in work}),
+        "cases": total,
+        "seed": seed,
+        "explainers": options,
+        "versions": versions(),
+    }
+    write_json(facts, out / "provenance.json")
+    write_text(f"{total} cases, seed {seed}.\n\n{markdown(summary)}", out / "tables.md")
+    print_tables(summary, console)
+    return summary
