@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, RandAffine, RandFlip, RandScaleIntensity, RandStdShiftIntensity
+from monai.transforms import Compose, RandAffine, RandCoarseDropout, RandFlip, RandScaleIntensity, RandStdShiftIntensity
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -31,7 +31,10 @@ class Settings:
 
     `label_smoothing` moves the labels towards 1/2 by this much (half of it on either side);
     `averaging` is the decay per step of the running mean of the weights, which is what is validated and kept (0 keeps
-    the weights themselves); `patience` how many epochs without a better validation loss end the training.
+    the weights themselves); `patience` how many epochs without a better validation loss end the training. The epoch
+    that is kept is the first whose validation loss lies within `tolerance` standard errors of the lowest: 0 is the
+    lowest itself, 1 the one-standard-error rule (Breiman 1984), which does not mistake the noise of a few validation
+    patients for progress.
     """
 
     epochs: int = 20
@@ -44,6 +47,7 @@ class Settings:
     label_smoothing: float = 0.0
     averaging: float = 0.9
     augmentation: bool = True
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         for name, smallest in (("epochs", 1), ("patience", 1), ("batch_size", 2)):  # one input has no batch statistics
@@ -74,11 +78,12 @@ class Trained:
 
 
 def augmentation() -> Compose:
-    """Random mirroring, rotation, scaling and shift, and contrast and brightness per sequence; zeros stay zero.
+    """Random mirroring, rotation, scaling and shift, contrast and brightness per sequence, and holes; zeros stay zero.
 
     Strong on purpose: with a few dozen labels a network otherwise knows its patients by heart within ten epochs, and
     its maps then show what it memorised instead of the lesion. The rotated inputs are mixed with unrotated ones, so
-    that the network also sees images as sharp as those that it is going to read.
+    that the network also sees images as sharp as those that it is going to read. The holes are what perturbation
+    methods will show it: a network that has never seen one answers to the hole, not to what is missing.
     """
     return Compose(
         [
@@ -93,6 +98,9 @@ def augmentation() -> Compose:
             ),
             RandScaleIntensity(factors=0.5, prob=0.5, channel_wise=True),
             RandStdShiftIntensity(factors=0.5, prob=0.5, nonzero=True, channel_wise=True),
+            RandCoarseDropout(
+                holes=1, max_holes=4, spatial_size=6, max_spatial_size=16, dropout_holes=True, fill_value=0, prob=0.8
+            ),
         ]
     )
 
@@ -139,7 +147,9 @@ def train(
     )
     losses: list[float] = []
     validation_losses: list[float] = []
-    best: tuple[float, int, dict[str, torch.Tensor]] = (float("inf"), 0, {})
+    # Epochs whose validation loss was the lowest so far: (epoch, loss, standard error, weights). The first one within
+    # the tolerance of the lowest is always among them.
+    records: list[tuple[int, float, float, dict[str, torch.Tensor]]] = []
     seconds = 0.0
     checkpoint = folder / _CHECKPOINT
     if checkpoint.is_file():
@@ -148,12 +158,12 @@ def train(
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         losses, validation_losses, seconds = state["losses"], state["validation_losses"], state["seconds"]
-        best = (state["best_loss"], state["best_epoch"], state["best"])
+        records = [tuple(record) for record in state["records"]]
 
     transform = augmentation() if settings.augmentation else None
     with compute.running():
         for epoch in range(len(losses) + 1, (stop_after or settings.epochs) + 1):
-            if validation and epoch - 1 - best[1] >= settings.patience:
+            if validation and records and epoch - 1 - records[-1][0] >= settings.patience:
                 break
             started = time.perf_counter()
             losses.append(
@@ -162,11 +172,14 @@ def train(
             if not math.isfinite(losses[-1]):
                 raise InputError(f"{title}: the loss of epoch {epoch} is {losses[-1]}; lower the learning rate")
             if validation:
-                validation_losses.append(_loss(averaged, validation, settings, device))
-                if validation_losses[-1] < best[0]:
-                    best = (validation_losses[-1], epoch, _weights(averaged))
+                each = _losses(averaged, validation, settings, device)
+                validation_losses.append(float(each.mean()))
+                if not records or validation_losses[-1] < records[-1][1]:
+                    error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else 0.0
+                    records = records if settings.tolerance else []
+                    records.append((epoch, validation_losses[-1], error, _weights(averaged)))
             else:
-                best = (losses[-1], epoch, _weights(averaged))
+                records = [(epoch, losses[-1], 0.0, _weights(averaged))]
             seconds += time.perf_counter() - started
             _write_checkpoint(
                 checkpoint,
@@ -177,21 +190,21 @@ def train(
                     "optimiser": optimiser.state_dict(),
                     "losses": losses,
                     "validation_losses": validation_losses,
-                    "best_loss": best[0],
-                    "best_epoch": best[1],
-                    "best": best[2],
+                    "records": records,
                     "seconds": seconds,
                 },
             )
             if compute.progress:
-                shown = f", validation loss {validation_losses[-1]:.3f} (best epoch {best[1]})" if validation else ""
+                kept = _kept(records, settings.tolerance)[0]
+                shown = f", validation loss {validation_losses[-1]:.3f} (keeping epoch {kept})" if validation else ""
                 left = f"at most {(settings.epochs - epoch) * seconds / epoch:.0f} s to go"
                 console.print(
                     f"{title}: epoch {epoch}/{settings.epochs}, loss {losses[-1]:.3f}{shown}, {left}", highlight=False
                 )
-    network.load_state_dict(best[2])
+    epoch, _, _, weights = _kept(records, settings.tolerance)
+    network.load_state_dict(weights)
     network.to("cpu").eval()
-    return Trained(best[1], tuple(losses), tuple(validation_losses), round(seconds, 1))
+    return Trained(epoch, tuple(losses), tuple(validation_losses), round(seconds, 1))
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:
@@ -297,11 +310,20 @@ def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
             mean.copy_(value)
 
 
+def _kept(
+    records: Sequence[tuple[int, float, float, dict[str, torch.Tensor]]], tolerance: float
+) -> tuple[int, float, float, dict[str, torch.Tensor]]:
+    """The first record within the tolerance of the lowest loss, which is the last record."""
+    _, lowest, error, _ = records[-1]
+    return next(record for record in records if record[1] <= lowest + tolerance * error)
+
+
 @torch.inference_mode()
-def _loss(network: nn.Module, examples: Sequence[Example], settings: Settings, device: torch.device) -> float:
+def _losses(network: nn.Module, examples: Sequence[Example], settings: Settings, device: torch.device) -> torch.Tensor:
+    """The loss of each example, (N,)."""
     logits = torch.cat([network(_to(example.load()[None], device))[:, 0].float().cpu() for example in examples])
     labels = _smoothed([example.label for example in examples], settings)
-    return float(binary_cross_entropy_with_logits(logits, labels))
+    return binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 def _weights(network: nn.Module) -> dict[str, torch.Tensor]:

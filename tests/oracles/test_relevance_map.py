@@ -99,6 +99,24 @@ def test_the_first_class_is_explained_unless_another_is_named() -> None:
     assert np.abs(first.map - explain(two, image, target=vx.ClassScore("tumour"), compute=CPU).map).max() > 1e-4
 
 
+def test_signed_effect_is_positive_where_the_score_falls_and_its_size_is_the_papers() -> None:
+    one, image = model(), scan()
+    signed = vx.RelevanceMap(effect="signed", segments=30)(one, image, compute=CPU)
+    absolute = vx.RelevanceMap(segments=30)(one, image, compute=CPU)
+    np.testing.assert_array_equal(np.abs(signed.map), absolute.map)
+    assert signed.signed
+    assert not absolute.signed
+    assert signed.map.min() < 0 < signed.map.max()
+    assert signed.parts is not None
+    assert signed.scores is not None
+    label = int(np.argmax(signed.scores)) + 1
+    changed = np.where(signed.parts.data == label, 0, image.data).astype(np.float32)
+    clean, without = (float(torch.sigmoid(one.network(torch.tensor(x[None])))[0, 0]) for x in (image.data, changed))
+    assert signed.scores[label - 1] == pytest.approx(clean - without, abs=1e-6)
+    kept = vx.segment.fixed(signed, threshold=0.0, everywhere=True).data > 0
+    np.testing.assert_array_equal(kept, signed.map[0] > 0)
+
+
 @pytest.mark.parametrize("fill", ["blank", "min"])
 def test_agrees_with_captum(fill: str) -> None:
     one, image = model(), scan(4)

@@ -20,8 +20,9 @@ from voxplain.scan import Labels
 class RelevanceMap(Explainer):
     """Relevance of each supervoxel: |score - score with the supervoxel filled| (000, Algorithm 1).
 
-    Perturbations act on the network's input, after normalisation. The scores are not scaled to 0-100 as in the
-    paper; `Explanation.scaled()` does that.
+    Perturbations act on the network's input, after normalisation. `effect="signed"` is ours: a part whose filling
+    raises the score speaks against the class, and stays out of a segmentation of it. The scores are not scaled to
+    0-100 as in the paper; `Explanation.scaled()` does that.
     """
 
     name: ClassVar[str] = "relevance-map"
@@ -36,18 +37,26 @@ class RelevanceMap(Explainer):
     partition: str = field(default="slic", metadata={"help": "slic, or cubes:MM for cubes of an edge in mm"})
     segments: int = field(default=100, metadata={"help": "supervoxels that SLIC starts with"})
     compactness: float = field(
-        default=0.1, metadata={"help": "SLIC compactness: low follows intensities, high gives cubes"}
+        default=0.3, metadata={"help": "SLIC compactness: low follows intensities, high gives cubes"}
     )
     channel: str | None = field(
         default=None, metadata={"help": "sequence that SLIC looks at, such as t2; all of them by default"}
     )
     mask: str = field(default="brain", metadata={"help": "brain: parts only where the scan is not background; or none"})
+    effect: str = field(
+        default="absolute",
+        metadata={"help": "absolute: any change counts (papers); signed: positive where filling lowers the score"},
+    )
     scale: str = field(default="probability", metadata={"help": "score that is compared: probability or logit"})
 
     def __post_init__(self) -> None:
         fill_named(self.fill, self.scope)
         _cube_edge(self.partition)
-        for name, allowed in (("mask", ("brain", "none")), ("scale", ("probability", "logit"))):
+        for name, allowed in (
+            ("mask", ("brain", "none")),
+            ("effect", ("absolute", "signed")),
+            ("scale", ("probability", "logit")),
+        ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         if self.segments < 1 or not 0 < self.compactness < np.inf:
@@ -58,13 +67,14 @@ class RelevanceMap(Explainer):
     def _relevance(self, probe: Probe) -> Relevance:
         parts = self._parts(probe)
         scores = scores_without_each_part(probe, parts, fill_named(self.fill, self.scope), self.scale)
-        relevance = np.abs(scores - probe.clean_score(self.scale))
+        falls = probe.clean_score(self.scale) - scores
+        signed = self.effect == "signed"
         return Relevance(
-            unit=f"|change of {self.scale}|",
-            signed=False,
+            unit=f"fall of {self.scale}" if signed else f"|change of {self.scale}|",
+            signed=signed,
             parts=parts,
-            scores=relevance,
-            facts={"parts": len(relevance), "passes": probe.forwards},
+            scores=falls if signed else np.abs(falls),
+            facts={"parts": len(falls), "passes": probe.forwards},
         )
 
     def _parts(self, probe: Probe) -> Labels:

@@ -23,7 +23,7 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
     write_case(scan, truth, out / "made-scan")
     console.print(f"made scan with a tumour: {out / 'made-scan'} (a phantom: a software check, not evidence)")
     model = load_model("tumour-hemisphere")
-    why = RelevanceMap()(model, scan, seed=seed, compute=compute)
+    why = RelevanceMap(channel="flair")(model, scan, seed=seed, compute=compute)
     mask = segment.otsu(why, mask=Labels(scan.foreground(), scan.grid))
     paths = write_results(why, mask, "relevance-map", out, rule="otsu")
     for region in why.regions:

@@ -44,11 +44,18 @@ def evaluate(
 def default_explainers(
     model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank", segments: int = 100
 ) -> dict[str, Explainer]:
-    """The methods of the study by the name of their row: a relevance map, and Grad-CAM on early and late layers.
+    """The methods of the study by the name of their row: relevance maps (the papers', and ours
+    which knows for from against), and Grad-CAM on early and late layers.
 
     A network whose layers cannot be watched gets the relevance map alone.
     """
-    found: dict[str, Explainer] = {f"relevance-map/{fill}": RelevanceMap(fill=fill, segments=segments)}
+    # Supervoxels follow FLAIR, on which readers outline the whole tumour; networks without it take all sequences.
+    channel = "flair" if "flair" in model.card.channels else None
+    relevance = RelevanceMap(fill=fill, segments=segments, channel=channel)
+    found: dict[str, Explainer] = {
+        f"relevance-map/{fill}": relevance,
+        f"relevance-map/{fill}-signed": dataclasses.replace(relevance, effect="signed"),
+    }
     if layers is None:
         layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
     if model.differentiable_inside:

@@ -72,7 +72,15 @@ PRESETS = {
     # Sizes that finish on two CPU cores.
     "small": Preset(
         _SMALL,
-        Settings(epochs=20, patience=20, batch_size=4, learning_rate=3e-4, label_smoothing=0.2, averaging=0.95),
+        Settings(
+            epochs=20,
+            patience=20,
+            batch_size=4,
+            learning_rate=3e-4,
+            label_smoothing=0.2,
+            averaging=0.95,
+            tolerance=0.5,
+        ),
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.
     "quick": Preset(
@@ -187,17 +195,8 @@ def train_final(
     )
     facts = _training_facts(ids, [], examples, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
     if summary is not None:
-        facts["cross_validation"] = {
-            name: summary[name]
-            for name in (
-                "folds",
-                "auc",
-                "auc_interval",
-                "balanced_accuracy",
-                "balanced_accuracy_interval",
-                "n_patients",
-            )
-        }
+        names = ("folds", "auc", "auc_interval", "balanced_accuracy", "balanced_accuracy_interval", "n_patients")
+        facts["cross_validation"] = {name: summary[name] for name in names}
     description = (
         "Tells whether a half of the head holds tumour; learnt from one label per half, no voxel labels. "
         "Data: " + _DATA + ". " + _LIMITS
