@@ -144,13 +144,25 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_training(tmp_path: Path, m
         kept.append(original(network))
         return kept[-1]
 
-    monkeypatch.setattr(voxplain.training, "_loss", lambda *_: next(losses))
+    monkeypatch.setattr(voxplain.training, "_losses", lambda *_: torch.tensor([next(losses)], dtype=torch.float64))
     monkeypatch.setattr(voxplain.training, "_weights", weights)
     trained, state = run(tmp_path, settings=dataclasses.replace(QUICK, epochs=5, patience=2))
     assert trained.best_epoch == 2
     assert trained.validation_losses == (0.9, 0.5, 0.8, 0.7)
     for name, value in state.items():
         assert torch.equal(value, kept[1][name]), name
+
+
+@pytest.mark.parametrize(("tolerance", "epoch"), [(0.0, 4), (0.5, 3), (1.0, 2)])
+def test_the_first_epoch_within_the_tolerance_of_the_lowest_is_kept(
+    tolerance: float, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The lowest loss has a standard error of 0.1, so 0.48 lies within one of it and 0.44 within a half.
+    spread = torch.tensor([-1.0, 1.0], dtype=torch.float64) * 0.1
+    losses = iter([0.9 + spread, 0.48 + spread, 0.44 + spread, 0.40 + spread, 0.42 + spread])
+    monkeypatch.setattr(voxplain.training, "_losses", lambda *_: next(losses))
+    settings = dataclasses.replace(QUICK, epochs=5, patience=5, tolerance=tolerance)
+    assert run(tmp_path, settings=settings)[0].best_epoch == epoch
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def supervoxels(
     grid: Grid,
     *,
     segments: int = 100,
-    compactness: float = 0.1,
+    compactness: float = 0.3,
     mask: np.ndarray | None = None,
 ) -> Labels:
     """SLIC supervoxels of an image (C, X, Y, Z), aware of the voxel spacing, labelled 1..N; 0 lies outside the mask.
