@@ -122,12 +122,12 @@ def score_case(
     for row, why, _ in network_free:
         value = dice(segment.otsu(why, everywhere=True).data > 0, truth)
         add("scan", "scans", row, "dice", "deployable", value)
-    table = pd.DataFrame(rows, columns=["region", "table", "row", "metric", "kind", "value"])
-    table = table.groupby(["region", "table", "row", "metric", "kind"], sort=False, as_index=False, dropna=False).mean()
-    table.insert(0, "case", case.id)
-    table.insert(1, "patient", case.patient)
-    table.insert(2, "fold", fold)
-    return table[list(CASE_COLUMNS)]
+    found = pd.DataFrame(rows, columns=["region", "table", "row", "metric", "kind", "value"])
+    found = found.groupby(["region", "table", "row", "metric", "kind"], sort=False, as_index=False, dropna=False).mean()
+    found.insert(0, "case", case.id)
+    found.insert(1, "patient", case.patient)
+    found.insert(2, "fold", fold)
+    return found[list(CASE_COLUMNS)]
 
 
 def network_free_mask(row: str, scan: Scan, region: Region | None = None) -> np.ndarray:
@@ -163,7 +163,7 @@ def scores(cases: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         low, high = bootstrap_interval(group["value"].to_numpy(), groups=group["patient"].to_numpy(), seed=seed)
         valid = group.dropna(subset="value")
         mean = float(valid["value"].mean()) if len(valid) else np.nan
-        rows.append((table, row, metric, kind, mean, low, high, valid["patient"].nunique()))
+        rows.append((str(table), str(row), str(metric), str(kind), mean, low, high, valid["patient"].nunique()))
     rows += _classification(cases[cases["table"] == "classification"], seed)
     rows += _gains(measured, seed)
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
