@@ -199,7 +199,9 @@ def train(
                 shown = f", validation loss {validation_losses[-1]:.3f} (keeping epoch {kept})" if validation else ""
                 left = f"at most {(settings.epochs - epoch) * seconds / epoch:.0f} s to go"
                 console.print(
-                    f"{title}: epoch {epoch}/{settings.epochs}, loss {losses[-1]:.3f}{shown}, {left}", highlight=False
+                    f"{title}: epoch {epoch}/{settings.epochs}, loss {losses[-1]:.3f}{shown}, {left}",
+                    highlight=False,
+                    soft_wrap=True,
                 )
     epoch, _, _, weights = _kept(records, settings.tolerance)
     network.load_state_dict(weights)

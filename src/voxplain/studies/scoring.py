@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 from scipy.ndimage import gaussian_filter
 from scipy.ndimage import label as connected_components
 
@@ -201,17 +200,18 @@ def as_rows(summary: pd.DataFrame, table: str) -> list[tuple[str, ...]]:
 
 
 def print_tables(summary: pd.DataFrame, console: Console) -> None:
-    """Print every table of a summary."""
+    """Print every table of a summary, each line whole: cells cut to a narrow terminal would hide the figures."""
     for name, title in table_titles().items():
         lines = as_rows(summary, name)
         if len(lines) == 1:
             continue
-        table = Table(title=title, title_justify="left")
-        for index, column in enumerate(lines[0]):
-            table.add_column(column, justify="left" if index < 2 else "right", no_wrap=index == 0)
-        for line in lines[1:]:
-            table.add_row(*line)
-        console.print(table)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        console.print(f"\n{title}\n", highlight=False, soft_wrap=True, markup=False)
+        for line in lines:
+            cells = [
+                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ]
+            console.print("  ".join(cells).rstrip(), highlight=False, soft_wrap=True, markup=False)
 
 
 def markdown(summary: pd.DataFrame) -> str:
