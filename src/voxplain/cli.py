@@ -26,7 +26,7 @@ from voxplain.explanation import Explanation
 from voxplain.io.atomic import output_folder
 from voxplain.io.bundle import load_model
 from voxplain.io.nifti import read, read_sequences
-from voxplain.results import write_results
+from voxplain.results import print_ranks, write_results
 from voxplain.scan import Labels, Scan
 from voxplain.target import ClassScore
 
@@ -272,14 +272,7 @@ def _print_results(explanation: Explanation, mask: Labels, paths: dict[str, Path
     for region in explanation.regions:
         verdict = "positive" if region.positive else "negative: its mask is left empty"
         out_console.print(f"{region.name}: probability {region.probability:.3f}, {verdict}", highlight=False)
-    if explanation.parts is not None:
-        ranks = explanation.ranks()
-        table = Table(title=f"Ranks 1 to {min(10, len(ranks))} of {len(ranks)} parts ({explanation.unit})")
-        for column in ranks.columns:
-            table.add_column(column, justify="right")
-        for line in ranks.head(10).itertuples(index=False):
-            table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in line))
-        out_console.print(table)
+    print_ranks(explanation, out_console)
     out_console.print(f"mask: {mask.volume:.1f} ml", highlight=False)
     for name, path in paths.items():
         out_console.print(f"{name}: {path}", highlight=False, soft_wrap=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from voxplain.explanation import Explanation
 from voxplain.io.atomic import output_folder, write_json, writing
 from voxplain.io.nifti import save
@@ -36,3 +39,16 @@ def write_results(
     content["mask"] = {"rule": rule, "volume_ml": round(mask.volume, 3)}
     write_json(json.loads(json.dumps(content, default=str)), paths["provenance"])
     return paths
+
+
+def print_ranks(explanation: Explanation, console: Console, *, count: int = 10) -> None:
+    """Print the most relevant parts of a map of parts; maps without parts print nothing."""
+    if explanation.parts is None:
+        return
+    ranks = explanation.ranks()
+    table = Table(title=f"The {min(count, len(ranks))} most relevant of {len(ranks)} parts ({explanation.unit})")
+    for column in ranks.columns:
+        table.add_column(column, justify="right")
+    for line in ranks.head(count).itertuples(index=False):
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line))
+    console.print(table)

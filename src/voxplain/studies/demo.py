@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from voxplain import segment
 from voxplain.compute import Compute
@@ -13,7 +12,7 @@ from voxplain.datasets.phantom import made_scan, write_case
 from voxplain.explain import RelevanceMap
 from voxplain.io.bundle import load_model
 from voxplain.metrics.overlap import best_grouping, dice
-from voxplain.results import write_results
+from voxplain.results import print_ranks, write_results
 from voxplain.scan import Labels
 
 
@@ -28,13 +27,7 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
     paths = write_results(why, mask, "relevance-map", out, rule="otsu")
     for region in why.regions:
         console.print(f"{region.name} half: tumour with probability {region.probability:.3f}", highlight=False)
-    ranks = why.ranks()
-    table = Table(title=f"The ten most relevant of {len(ranks)} supervoxels ({why.unit})")
-    for column in ranks.columns:
-        table.add_column(column, justify="right")
-    for line in ranks.head(10).itertuples(index=False):
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line))
-    console.print(table)
+    print_ranks(why, console)
     reference = truth.data > 0
     console.print("phantom (software check):")
     console.print(f"  Dice of the mask, Otsu (deployable): {dice(mask.data > 0, reference):.2f}", highlight=False)

@@ -32,10 +32,10 @@ from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.model import Card, Model
 from voxplain.networks.resnet import resnet
 from voxplain.studies.evaluation import default_explainers, evaluate_folds
+from voxplain.studies.hemisphere_presets import PRESETS, Preset
 from voxplain.studies.model_page import model_page
 from voxplain.training import Example, Settings, finish, train
 
-_CHANNELS = ("flair", "t1", "t1ce", "t2")
 _DATA = (
     "BraTS glioma scans with expert masks: Menze 2015 (10.1109/TMI.2014.2377694), Bakas 2017 "
     "(10.1038/sdata.2017.117), Bakas 2018 (arXiv 1811.02629)"
@@ -44,77 +44,6 @@ _LIMITS = (
     "Research software, not a medical device. Trained on few pre-operative glioma scans, skull-stripped and "
     "co-registered; other diseases, sequences or scanners are outside of what it has seen."
 )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A network, what it reads, and how it is trained."""
-
-    card: Card
-    settings: Settings
-
-
-_SMALL = Card(
-    name="tumour-hemisphere",
-    channels=_CHANNELS,
-    classes=("tumour",),
-    spacing=(2, 2, 2),
-    orientation="LPS",
-    normalisation="z-score",
-    region="half",
-    shape=(40, 96, 76),
-    skull_stripped=True,
-    factory="voxplain.networks.resnet:resnet",
-    arguments={"depth": 10, "in_channels": 4, "classes": 1, "width": 32, "stem_stride": 2, "stem_kernel": 7},
-)
-
-PRESETS = {
-    # Sizes that finish on two CPU cores.
-    "small": Preset(
-        _SMALL,
-        Settings(
-            epochs=20,
-            patience=20,
-            batch_size=4,
-            learning_rate=3e-4,
-            label_smoothing=0.2,
-            averaging=0.95,
-            tolerance=0.5,
-        ),
-    ),
-    # A smoke run: every step, in seconds, with figures that mean nothing.
-    "quick": Preset(
-        dataclasses.replace(_SMALL, name="tumour-hemisphere-quick", arguments={**_SMALL.arguments, "width": 4}),
-        Settings(epochs=1),
-    ),
-    # The paper's own: ResNet-50, 4 x 128^3, min-max, Adam 0.01, 100 epochs (000, 3.1 and 3.2).
-    "paper": Preset(
-        Card(
-            name="tumour-hemisphere-paper",
-            channels=_CHANNELS,
-            classes=("tumour",),
-            spacing=(1, 1, 1),
-            orientation="LPS",
-            normalisation="min-max",
-            region="half",
-            shape=(128, 128, 128),
-            skull_stripped=True,
-            factory="voxplain.networks.resnet:resnet",
-            arguments={"depth": 50, "in_channels": 4, "classes": 1, "width": 64, "stem_stride": 2, "stem_kernel": 7},
-        ),
-        Settings(
-            epochs=100,
-            patience=100,
-            batch_size=4,
-            optimiser="adam",
-            learning_rate=0.01,
-            weight_decay=0,
-            schedule="constant",
-            averaging=0,
-            augmentation=False,
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
