@@ -61,9 +61,8 @@ def supervoxels(
         channel_axis=-1,
     )
     if mask is not None:
-        found[mask & (found == 0)] = (
-            found.max() + 1
-        )  # SLIC forgets pieces that are too small for a segment of their own
+        # SLIC forgets pieces that are too small for a segment of their own.
+        found[mask & (found == 0)] = found.max() + 1
     return Labels(connected_components(found, background=0, connectivity=1), grid)
 
 

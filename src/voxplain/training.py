@@ -119,9 +119,9 @@ def train(
 ) -> Trained:
     """Train a network with one sigmoid output on binary cross-entropy; the best weights end up in the network.
 
-    With validation examples the epoch of lowest validation loss is kept; without, the last one, which `stop_after`
-    may put before the last one of the settings. After every epoch a
-    checkpoint is written into `folder`; a training that was killed goes on from there and comes to the same result.
+    With validation examples the epoch that the settings' tolerance names is kept; without, the last one, which
+    `stop_after` may put before the last one of the settings. After every epoch a checkpoint is written into `folder`;
+    a training that was killed goes on from there and comes to the same result.
 
     Raises:
         InputError: no example of one of the two labels, or a checkpoint of a training with other settings.
@@ -160,9 +160,10 @@ def train(
         losses, validation_losses, seconds = state["losses"], state["validation_losses"], state["seconds"]
         records = [tuple(record) for record in state["records"]]
 
+    last = stop_after or settings.epochs
     transform = augmentation() if settings.augmentation else None
     with compute.running():
-        for epoch in range(len(losses) + 1, (stop_after or settings.epochs) + 1):
+        for epoch in range(len(losses) + 1, last + 1):
             if validation and records and epoch - 1 - records[-1][0] >= settings.patience:
                 break
             started = time.perf_counter()
@@ -197,9 +198,9 @@ def train(
             if compute.progress:
                 kept = _kept(records, settings.tolerance)[0]
                 shown = f", validation loss {validation_losses[-1]:.3f} (keeping epoch {kept})" if validation else ""
-                left = f"at most {(settings.epochs - epoch) * seconds / epoch:.0f} s to go"
+                left = f"at most {(last - epoch) * seconds / epoch:.0f} s to go"
                 console.print(
-                    f"{title}: epoch {epoch}/{settings.epochs}, loss {losses[-1]:.3f}{shown}, {left}",
+                    f"{title}: epoch {epoch}/{last}, loss {losses[-1]:.3f}{shown}, {left}",
                     highlight=False,
                     soft_wrap=True,
                 )

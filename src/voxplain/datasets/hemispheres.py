@@ -32,11 +32,6 @@ class Half:
         return half_label(self.tumour_ml)
 
     @property
-    def name(self) -> str:
-        """Case and side."""
-        return f"{self.case.id}/{self.prepared.name}"
-
-    @property
     def image(self) -> np.ndarray:
         """The network's input, float32 (C, X, Y, Z)."""
         return self.prepared.input.data

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from voxplain.model import Card
 from voxplain.training import Settings
 
-_CHANNELS = ("flair", "t1", "t1ce", "t2")
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -21,7 +19,7 @@ class Preset:
 
 _SMALL = Card(
     name="tumour-hemisphere",
-    channels=_CHANNELS,
+    channels=("flair", "t1", "t1ce", "t2"),
     classes=("tumour",),
     spacing=(2, 2, 2),
     orientation="LPS",
@@ -54,18 +52,13 @@ PRESETS = {
     ),
     # The paper's own: ResNet-50, 4 x 128^3, min-max, Adam 0.01, 100 epochs (000, 3.1 and 3.2).
     "paper": Preset(
-        Card(
+        dataclasses.replace(
+            _SMALL,
             name="tumour-hemisphere-paper",
-            channels=_CHANNELS,
-            classes=("tumour",),
             spacing=(1, 1, 1),
-            orientation="LPS",
             normalisation="min-max",
-            region="half",
             shape=(128, 128, 128),
-            skull_stripped=True,
-            factory="voxplain.networks.resnet:resnet",
-            arguments={"depth": 50, "in_channels": 4, "classes": 1, "width": 64, "stem_stride": 2, "stem_kernel": 7},
+            arguments={**_SMALL.arguments, "depth": 50, "width": 64},
         ),
         Settings(
             epochs=100,

@@ -27,7 +27,7 @@ from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
 from voxplain.io.bundle import load_model, save_model
-from voxplain.metrics.classification import auc, auc_within, balanced_accuracy
+from voxplain.metrics.classification import auc_within, balanced_accuracy
 from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.model import Card, Model
 from voxplain.networks.resnet import resnet
@@ -211,7 +211,7 @@ def _train_fold(
         "validation_ids": ids[1],
         "test_ids": ids[2],
         **dataclasses.asdict(result),
-        "test": _figures(predictions),
+        "test": _figures([line | {"fold": index} for line in predictions]),
         "predictions": predictions,
     }
     finish(folder, metrics)
@@ -249,13 +249,14 @@ def _predictions(model: Model, tested: Sequence[_LabelledHalf], compute: Compute
 
 
 def _figures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """AUC and balanced accuracy with intervals over patients, of one fold."""
-    labels, values, predicted, patients = (
-        np.array([line[name] for line in predictions]) for name in ("label", "probability", "predicted", "patient")
+    """AUC within folds and balanced accuracy, with intervals over patients, of one fold or of several together."""
+    labels, values, predicted, patients, folds = (
+        np.array([line[name] for line in predictions])
+        for name in ("label", "probability", "predicted", "patient", "fold")
     )
     return {
-        "auc": auc(labels, values),
-        "auc_interval": bootstrap_interval((labels, values), statistic=auc, groups=patients),
+        "auc": auc_within(labels, values, folds),
+        "auc_interval": bootstrap_interval((labels, values, folds), statistic=auc_within, groups=patients),
         "balanced_accuracy": balanced_accuracy(labels, predicted),
         "balanced_accuracy_interval": bootstrap_interval(
             (labels, predicted), statistic=balanced_accuracy, groups=patients
@@ -266,23 +267,11 @@ def _figures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _summary(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All folds together: the mean AUC within folds, balanced accuracy over all, intervals over patients."""
+    """The test figures of all folds together, and what each fold came to."""
     lines = [line | {"fold": fold["fold"]} for fold in folds for line in fold["predictions"]]
-    labels, values, predicted, patients, index = (
-        np.array([line[name] for line in lines]) for name in ("label", "probability", "predicted", "patient", "fold")
-    )
-
-    return {
-        "auc": auc_within(labels, values, index),
-        "auc_interval": bootstrap_interval((labels, values, index), statistic=auc_within, groups=patients),
+    return _figures(lines) | {
         "auc_per_fold": [fold["test"]["auc"] for fold in folds],
-        "balanced_accuracy": balanced_accuracy(labels, predicted),
-        "balanced_accuracy_interval": bootstrap_interval(
-            (labels, predicted), statistic=balanced_accuracy, groups=patients
-        ),
         "best_epochs": [fold["best_epoch"] for fold in folds],
-        "n_halves": len(labels),
-        "n_patients": len(set(patients)),
     }
 
 

@@ -76,6 +76,7 @@ def score_case(
         rows.append((region, table, row, metric, "seen" if seen and row not in network_free_rows else kind, value))
 
     network_free_rows = {"supervoxel-ceiling", *NETWORK_FREE, *(f"{row}/best-grouping" for row in NETWORK_FREE)}
+    whole = {row: network_free_mask(row, scan) for row in ("intensity/flair", "whole-brain")}
     truth = tumour.data > 0
     regions = next(iter(explanations.values())).regions
     for region in regions:
@@ -85,8 +86,7 @@ def score_case(
         add(region.name, "classification", "network", "probability", "plain", region.probability)
         add(region.name, "classification", "network", "predicted", "plain", float(region.positive))
         add(region.name, "classification", "network", "label", "plain", np.nan if label is None else float(label))
-        flair_ml = float(np.count_nonzero(network_free_mask("intensity/flair", scan)[box]))
-        flair_ml *= scan.grid.voxel_volume / 1000
+        flair_ml = float(np.count_nonzero(whole["intensity/flair"][box])) * scan.grid.voxel_volume / 1000
         add(region.name, "classification", "intensity/flair", "volume_ml", "plain", flair_ml)
         if label == 0:
             continue
@@ -94,11 +94,11 @@ def score_case(
         reference = truth[box]
         for row, mask in masks.items():
             _add_mask(add, region.name, table, row, mask.data[box] > 0, reference, scan)
-        for row in ("intensity/flair", "whole-brain"):
+        for row in whole:
             _add_mask(add, region.name, table, row, network_free_mask(row, scan, region), reference, scan)
         for row, why in explanations.items():
             _add_oracles(add, region, table, row, why, foreground, reference)
-        for row, why, _ in network_free:
+        for row, why in network_free:
             assert why.parts is not None
             parts, scores = _parts_in(why, region)
             value = dice(segment.otsu(why, everywhere=True).data[box] > 0, reference)
@@ -116,9 +116,9 @@ def score_case(
             add(region.name, table, "supervoxel-ceiling", "dice", "oracle", supervoxel_ceiling(parts, reference))
     for row, mask in masks.items():
         _add_mask(add, "scan", "scans", row, mask.data > 0, truth, scan)
-    for row in ("intensity/flair", "whole-brain"):
-        _add_mask(add, "scan", "scans", row, network_free_mask(row, scan), truth, scan)
-    for row, why, _ in network_free:
+    for row, prediction in whole.items():
+        _add_mask(add, "scan", "scans", row, prediction, truth, scan)
+    for row, why in network_free:
         value = dice(segment.otsu(why, everywhere=True).data > 0, truth)
         add("scan", "scans", row, "dice", "deployable", value)
     found = pd.DataFrame(rows, columns=["region", "table", "row", "metric", "kind", "value"])
@@ -243,7 +243,7 @@ def _masks(why: Explanation, foreground: Labels) -> list[tuple[str, Labels]]:
 
 def _network_free(
     scan: Scan, explanations: Mapping[str, Explanation], case: Case, seed: int
-) -> list[tuple[str, Explanation, int]]:
+) -> list[tuple[str, Explanation]]:
     """Rankings of the same parts that need no network: by mean FLAIR, and by chance (many draws)."""
     with_parts = next((why for why in explanations.values() if why.parts is not None), None)
     if with_parts is None or with_parts.parts is None or with_parts.scores is None:
@@ -251,10 +251,10 @@ def _network_free(
     labels, count = with_parts.parts.data, len(with_parts.scores)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     means = np.bincount(labels.ravel(), weights=scan.channel("flair").ravel(), minlength=count + 1)[1:] / sizes
-    rankings = [("intensity/supervoxel-rank", means, 0)]
+    rankings = [("intensity/supervoxel-rank", means)]
     rng = np.random.default_rng((seed, zlib.crc32(case.id.encode())))
-    rankings += [("random-rank", rng.random(count), draw) for draw in range(_RANDOM_DRAWS)]
-    return [(row, _with_scores(with_parts, values), draw) for row, values, draw in rankings]
+    rankings += [("random-rank", rng.random(count)) for _ in range(_RANDOM_DRAWS)]
+    return [(row, _with_scores(with_parts, values)) for row, values in rankings]
 
 
 def _with_scores(why: Explanation, values: np.ndarray) -> Explanation:
