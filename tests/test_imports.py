@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": _TYPES | {"explanation", "model", "target"},
     "results": _TYPES | {"explanation", "io"},
     "report": _LOWER | {"segment", "results", "metrics"},
+    "calibration": set(),
     "training": _LOWER | {"engine", "datasets", "losses", "metrics"},
 }
 _BELOW_CLI = set(ALLOWED)

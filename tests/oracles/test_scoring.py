@@ -83,7 +83,9 @@ def written(folder: Path, name: str = "Brats18_2013_1_1", **tumours: object) -> 
 
 def scored(case: Case, explainers=EXPLAINERS, **card: object) -> pd.DataFrame:
     model = vx.Model(Brightest(), dataclasses.replace(CARD, **card))
-    return score_case(case, model, explainers, seed=0, compute=CPU)
+    scan = case.scan()
+    explanations = {name: explain(model, scan, compute=CPU) for name, explain in explainers.items()}
+    return score_case(case, scan, case.tumour(), model, explanations, seed=0)
 
 
 def value(table: pd.DataFrame, row: str, metric: str = "dice", *, of: str = "halves", **where: object) -> float:

@@ -87,7 +87,11 @@ def evaluate_folds(
         path = kept / f"{case.id}.json"
         found = read_json(path)
         if found is None or found["identity"] != identity:
-            table = score_case(case, model, explainers, seed=seed, compute=quiet, fold=fold)
+            scan, tumour = case.scan(), case.tumour()
+            explanations = {
+                name: explain(model, scan, seed=seed, compute=quiet) for name, explain in explainers.items()
+            }
+            table = score_case(case, scan, tumour, model, explanations, seed=seed, fold=fold)
             found = {"identity": identity, "rows": table.to_dict(orient="list")}
             write_json(found, path)
         tables.append(pd.DataFrame(found["rows"]))

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from monai.networks.nets import ResNet
 from rich.console import Console
 
+from voxplain.calibration import platt_scaling, rescale
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import halves, split
@@ -123,6 +125,7 @@ def train_final(
         title="final",
     )
     facts = _training_facts(ids, [], examples, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
+    facts["calibration"] = _calibrate(network, stored, compute)
     if summary is not None:
         names = ("folds", "auc", "auc_interval", "balanced_accuracy", "balanced_accuracy_interval", "n_patients")
         facts["cross_validation"] = {name: summary[name] for name in names}
@@ -130,12 +133,7 @@ def train_final(
         "Tells whether a half of the head holds tumour; learnt from one label per half, no voxel labels. "
         "Data: " + _DATA + ". " + _LIMITS
     )
-    card = dataclasses.replace(
-        chosen.card,
-        description=description,
-        threshold=_threshold(network, chosen.card, stored, compute),
-        training=facts,
-    )
+    card = dataclasses.replace(chosen.card, description=description, training=facts)
     save_model(network, card, folder, half_precision=True)
     write_text(model_page(card), folder / "README.md")
     metrics = {"identity": identity, "epochs": epochs, "training_losses": result.training_losses, **facts}
@@ -196,12 +194,8 @@ def _train_fold(
         title=f"fold {index}",
     )
     facts = _training_facts(ids[0], ids[1], examples, chosen.settings, seed) | {"epochs": result.best_epoch}
-    card = dataclasses.replace(
-        chosen.card,
-        description=f"Fold {index} of a cross-validation.",
-        threshold=_threshold(network, chosen.card, [*groups[0], *groups[1]], compute),
-        training=facts,
-    )
+    facts["calibration"] = _calibrate(network, [*groups[0], *groups[1]], compute)
+    card = dataclasses.replace(chosen.card, description=f"Fold {index} of a cross-validation.", training=facts)
     save_model(network, card, folder, half_precision=True)
     predictions = _predictions(load_model(folder), groups[2], compute)
     metrics = {
@@ -218,34 +212,34 @@ def _train_fold(
     return metrics
 
 
-def _threshold(network: torch.nn.Module, card: Card, known: Sequence[_LabelledHalf], compute: Compute) -> float:
-    """The probability that best separates the labels of halves that the network knows: no mask is looked at.
+def _calibrate(network: ResNet, known: Sequence[_LabelledHalf], compute: Compute) -> dict[str, Any]:
+    """Turn the network's score into a probability, on the labels of halves that it knows: no mask is looked at.
 
-    Where a whole range of thresholds is equally good, its middle.
+    Smoothed labels and an early epoch leave a network that hardly ever says more than 0.8, and never one half where
+    both labels are as likely.
     """
-    predictions = _predictions(Model(network, card), known, compute)
-    labels = np.array([line["label"] for line in predictions])
-    values = np.array([line["probability"] for line in predictions])
-    steps = np.unique(values)
-    candidates = (steps[:-1] + steps[1:]) / 2 if len(steps) > 1 else np.array([0.5])
-    accuracies = [balanced_accuracy(labels, (values >= candidate).astype(int)) for candidate in candidates]
-    best = candidates[np.isclose(accuracies, np.max(accuracies))]
-    return float(np.clip((best.min() + best.max()) / 2, 0.05, 0.95).round(4))
+    scale, shift = platt_scaling(_logits(network, known, compute), np.array([half.label for half in known]))
+    assert network.fc is not None
+    rescale(network.fc, scale, shift)
+    return {"method": "Platt 1999", "scale": round(scale, 4), "shift": round(shift, 4), "n_halves": len(known)}
+
+
+def _logits(network: torch.nn.Module, halves: Sequence[_LabelledHalf], compute: Compute) -> np.ndarray:
+    """The network's raw score of each half, (N,) float64."""
+    device = compute.torch_device
+    network = network.to(device).eval()
+    with compute.running(), torch.inference_mode():
+        inputs = (torch.from_numpy(half.image.astype(np.float32))[None].to(device) for half in halves)
+        return np.array([float(network(image)[0, 0]) for image in inputs])
 
 
 def _predictions(model: Model, tested: Sequence[_LabelledHalf], compute: Compute) -> list[dict[str, Any]]:
-    device = compute.torch_device
-    network = model.network.to(device)
-    found = []
-    with compute.running(), torch.inference_mode():
-        for half in tested:
-            image = torch.from_numpy(half.image.astype(np.float32))[None].to(device)
-            probability = float(torch.sigmoid(network(image)[0, 0]))
-            found.append(
-                {"case": half.case.id, "patient": half.case.patient, "side": half.side, "label": half.label}
-                | {"probability": round(probability, 6), "predicted": int(probability >= model.card.threshold)}
-            )
-    return found
+    probabilities = 1 / (1 + np.exp(-_logits(model.network, tested, compute)))
+    return [
+        {"case": half.case.id, "patient": half.case.patient, "side": half.side, "label": half.label}
+        | {"probability": round(probability, 6), "predicted": int(probability >= model.card.threshold)}
+        for half, probability in zip(tested, probabilities.tolist(), strict=True)
+    ]
 
 
 def _figures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -304,7 +298,7 @@ def _stored_halves(cases: Sequence[Case], card: Card, compute: Compute) -> list[
     ]
 
 
-def _new_network(card: Card, seed: int) -> torch.nn.Module:
+def _new_network(card: Card, seed: int) -> ResNet:
     """A freshly initialised network; the seed decides its weights, and the global generator is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -19,8 +19,9 @@ def model_page(card: Card) -> str:
         "",
         f"- Sequences, by name: {', '.join(card.channels)}; {card.normalisation} per sequence.",
         f"- Region: {card.region}, {shape} voxels of {spacing} mm, orientation {card.orientation or 'as it comes'}.",
-        f"- Says: {', '.join(card.classes)} ({card.activation}); positive from a probability of {card.threshold:g}, "
-        "chosen on the labels of the halves that it knows.",
+        f"- Says: {', '.join(card.classes)} ({card.activation}); positive from a probability of {card.threshold:g}. "
+        "Probabilities are calibrated on the labels of the halves that it knows (Platt scaling, both labels weighing "
+        "the same, folded into the last layer).",
         f"- Network: `{card.factory}` with {dict(card.arguments)}; weights stored in 16 bits.",
         "",
         "## Training",

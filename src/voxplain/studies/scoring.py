@@ -13,18 +13,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from scipy.ndimage import gaussian_filter
-from scipy.ndimage import label as connected_components
 
 from voxplain import segment
-from voxplain.compute import Compute
 from voxplain.datasets.brats import patient_of
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import half_label, tumour_volume
-from voxplain.explain.explainer import Explainer
 from voxplain.explanation import Explanation, Region
 from voxplain.io.atomic import writing
 from voxplain.metrics.classification import auc_within, balanced_accuracy
+from voxplain.metrics.network_free import NETWORK_FREE, network_free_masks, network_free_rankings
 from voxplain.metrics.overlap import (
     best_grouping,
     best_threshold,
@@ -41,31 +38,34 @@ from voxplain.scan import Labels, Scan
 
 CASE_COLUMNS = ("case", "patient", "fold", "region", "table", "row", "metric", "kind", "value")
 SCORE_COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
-NETWORK_FREE = ("intensity/flair", "intensity/supervoxel-rank", "random-rank", "whole-brain")
 
-_FLAIR_SMOOTHING_MM = 2.0
-_FLAIR_THRESHOLD = 1.2
-_RANDOM_DRAWS = 20
 _RANKS = 5
 
 
 def score_case(
-    case: Case, model: Model, explainers: Mapping[str, Explainer], *, seed: int, compute: Compute, fold: int = 0
+    case: Case,
+    scan: Scan,
+    tumour: Labels,
+    model: Model,
+    explanations: Mapping[str, Explanation],
+    *,
+    seed: int,
+    fold: int = 0,
 ) -> pd.DataFrame:
-    """Explain one case of the hemisphere task and score every row, on the scan's own grid.
+    """Score the explanations of one case of the hemisphere task, every row, on the scan's own grid.
 
-    `explainers` maps the first part of the row's name ("relevance-map/blank") to the method; those that score parts
-    also give the partition on which the network-free rankings are drawn.
+    `explanations` maps the first part of the row's name ("relevance-map/blank") to the map; those of parts also give
+    the partition on which the network-free rankings are drawn.
 
     Returns:
         A table with the columns `CASE_COLUMNS`; tables "halves" (halves labelled as tumour), "unlabelled" (halves
         with too little tumour for a label), "scans" (whole heads, halves predicted negative left empty) and
         "classification" (probability, prediction by the card's threshold, and label of each half).
     """
-    scan, tumour = case.scan(), case.tumour()
-    explanations = {name: explain(model, scan, seed=seed, compute=compute) for name, explain in explainers.items()}
     foreground = Labels(scan.foreground(), scan.grid)
-    network_free = _network_free(scan, explanations, case, seed)
+    with_parts = next((why for why in explanations.values() if why.parts is not None), None)
+    draw = zlib.crc32(f"{case.id} {seed}".encode())  # every case draws its own random rankings
+    network_free = [] if with_parts is None else network_free_rankings(scan, with_parts, seed=draw)
     masks = {f"{row}/{rule}": mask for row, why in explanations.items() for rule, mask in _masks(why, foreground)}
     known = model.card.training_ids
     seen = case.id in known or case.patient in {patient_of(name) for name in known}
@@ -76,7 +76,7 @@ def score_case(
         rows.append((region, table, row, metric, "seen" if seen and row not in network_free_rows else kind, value))
 
     network_free_rows = {"supervoxel-ceiling", *NETWORK_FREE, *(f"{row}/best-grouping" for row in NETWORK_FREE)}
-    whole = {row: network_free_mask(row, scan) for row in ("intensity/flair", "whole-brain")}
+    whole = network_free_masks(scan)
     truth = tumour.data > 0
     regions = next(iter(explanations.values())).regions
     for region in regions:
@@ -86,16 +86,17 @@ def score_case(
         add(region.name, "classification", "network", "probability", "plain", region.probability)
         add(region.name, "classification", "network", "predicted", "plain", float(region.positive))
         add(region.name, "classification", "network", "label", "plain", np.nan if label is None else float(label))
-        flair_ml = float(np.count_nonzero(whole["intensity/flair"][box])) * scan.grid.voxel_volume / 1000
-        add(region.name, "classification", "intensity/flair", "volume_ml", "plain", flair_ml)
+        if "intensity/flair" in whole:
+            flair_ml = float(np.count_nonzero(whole["intensity/flair"][box])) * scan.grid.voxel_volume / 1000
+            add(region.name, "classification", "intensity/flair", "volume_ml", "plain", flair_ml)
         if label == 0:
             continue
         table = "halves" if label == 1 else "unlabelled"
         reference = truth[box]
         for row, mask in masks.items():
             _add_mask(add, region.name, table, row, mask.data[box] > 0, reference, scan)
-        for row in whole:
-            _add_mask(add, region.name, table, row, network_free_mask(row, scan, region), reference, scan)
+        for row, prediction in network_free_masks(scan, region).items():
+            _add_mask(add, region.name, table, row, prediction, reference, scan)
         for row, why in explanations.items():
             _add_oracles(add, region, table, row, why, foreground, reference)
         for row, why in network_free:
@@ -127,25 +128,6 @@ def score_case(
     found.insert(1, "patient", case.patient)
     found.insert(2, "fold", fold)
     return found[list(CASE_COLUMNS)]
-
-
-def network_free_mask(row: str, scan: Scan, region: Region | None = None) -> np.ndarray:
-    """What needs no network, boolean on the scan's grid or in one region of it.
-
-    "intensity/flair": FLAIR smoothed with a Gaussian of 2 mm, above a z-score of 1.2 over the brain, largest
-    connected component; "whole-brain": every voxel of the brain.
-    """
-    box = (slice(None),) * 3 if region is None else region.slices
-    foreground = scan.foreground()[box]
-    if row == "whole-brain":
-        return foreground
-    flair = scan.channel("flair")
-    values = flair[flair != 0]
-    score = (flair - values.mean(dtype=np.float64)) / (values.std(dtype=np.float64) or 1.0)
-    score = np.where(flair != 0, score, 0)
-    smooth = gaussian_filter(score, [_FLAIR_SMOOTHING_MM / s for s in scan.grid.spacing])[box]
-    pieces, count = connected_components((smooth > _FLAIR_THRESHOLD) & foreground, np.ones((3, 3, 3)))
-    return pieces == np.bincount(pieces.ravel())[1:].argmax() + 1 if count else np.zeros_like(foreground)
 
 
 def scores(cases: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -241,28 +223,6 @@ def _masks(why: Explanation, foreground: Labels) -> list[tuple[str, Labels]]:
     ]
 
 
-def _network_free(
-    scan: Scan, explanations: Mapping[str, Explanation], case: Case, seed: int
-) -> list[tuple[str, Explanation]]:
-    """Rankings of the same parts that need no network: by mean FLAIR, and by chance (many draws)."""
-    with_parts = next((why for why in explanations.values() if why.parts is not None), None)
-    if with_parts is None or with_parts.parts is None or with_parts.scores is None:
-        return []
-    labels, count = with_parts.parts.data, len(with_parts.scores)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    means = np.bincount(labels.ravel(), weights=scan.channel("flair").ravel(), minlength=count + 1)[1:] / sizes
-    rankings = [("intensity/supervoxel-rank", means)]
-    rng = np.random.default_rng((seed, zlib.crc32(case.id.encode())))
-    rankings += [("random-rank", rng.random(count)) for _ in range(_RANDOM_DRAWS)]
-    return [(row, _with_scores(with_parts, values)) for row, values in rankings]
-
-
-def _with_scores(why: Explanation, values: np.ndarray) -> Explanation:
-    assert why.parts is not None
-    painted = np.concatenate([[0.0], values])[why.parts.data][None]
-    return Explanation(painted, ("all",), why.grid, False, "rank", why.regions, why.parts, values)
-
-
 def _parts_in(why: Explanation, region: Region) -> tuple[np.ndarray, np.ndarray]:
     """Parts of one region, numbered 1..N there, and their scores."""
     assert why.parts is not None
@@ -327,6 +287,8 @@ def _classification(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str,
     )
     for row, source, name, statistic in figures:
         found = cases[(cases["row"] == row) & (cases["metric"] == source)].set_index(keys)
+        if found.empty:  # scans without FLAIR
+            continue
         kind = "seen" if (found["kind"] == "seen").any() else "plain"
         table = pd.DataFrame({"value": found["value"], "label": labels}).dropna().reset_index()
         arrays = tuple(table[column].to_numpy() for column in ("label", "value", "fold"))
