@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import pickle
@@ -374,3 +375,71 @@ def test_ctrl_c_while_training_keeps_what_is_finished(
     json.loads((out / "halves.json").read_text())
     state = torch.load(out / "fold0" / "checkpoint.pt", weights_only=True)
     assert len(state["losses"]) >= 1
+
+
+def test_a_report_of_a_folder(run: Run, model: Path, patient: Path, files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    common = ("--model", model, "--out", out, "--threads", 1)
+    assert run("explain", "relevance-map", "--partition", "cubes:40", *common, *files)[0] == 0
+    assert run("explain", "grad-cam", "--layer", "layer1", "--scan", patient, *common)[0] == 0
+    provenance = json.loads((out / "relevance-map.json").read_text())
+    assert provenance["sources"] == {name: str(patient / f"P_{name}.nii.gz") for name in SEQUENCES}
+    assert provenance["seen"] is False
+    code, printed, error = run("report", out)
+    assert code == 0, error
+    assert printed.strip() == f"report: {out / 'report.html'}"
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for said in ("relevance-map", "grad-cam", "There is no expert mask", "P_flair.nii.gz"):
+        assert said in page
+    assert str(tmp_path) not in page
+    truth = tmp_path / "truth.nii.gz"
+    scan = read(patient)
+    save(Labels(scan.data[0] > 20000, scan.grid), truth)
+    page_path = tmp_path / "page.html"
+    moved = patient.rename(tmp_path / "moved")
+    assert_refused(run("report", out), "the scan is not where it was explained", "give it with --scan")
+    code, _, error = run("report", out, "--scan", moved, "--truth", truth, "--note", "made scan", "--out", page_path)
+    assert code == 0, error
+    assert "made scan" in page_path.read_text(encoding="utf-8")
+
+
+def test_reports_that_cannot_be_made(
+    run: Run, model: Path, patient: Path, make_head: Any, write_patient: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    explain = ("explain", "relevance-map", "--partition", "cubes:40", "--model", model, "--scan", patient, "--out", out)
+    assert run(*explain)[0] == 0
+    other = write_patient(make_head(seed=1).scan(), tmp_path / "Q")
+    page = ("--out", tmp_path / "page.html")
+    assert_refused(run("report", out, "--scan", other, *page), "relevance-map explains another scan", "--scan")
+    flair = patient / "P_flair.nii.gz"
+    assert_refused(run("report", out, "--flair", flair, *page), "t1, t1ce, t2 is missing among P_flair.nii.gz")
+    assert_refused(run("report", other, *page), "found no results in", "run it first")
+    truth = save_other_grid(tmp_path / "truth.nii.gz")
+    assert_refused(run("report", out, "--truth", truth, *page), "the expert mask does not lie on the scan's grid")
+    provenance = json.loads((out / "relevance-map.json").read_text())
+    del provenance["sources"]
+    (out / "relevance-map.json").write_text(json.dumps(provenance))
+    assert_refused(run("report", out, *page), "do not say where their scan lies", "--scan")
+    (out / "relevance-map-mask.nii.gz").unlink()
+    assert_refused(run("report", out, *page), "relevance-map-mask.nii.gz is missing", "again")
+    assert not (tmp_path / "page.html").exists()
+
+
+def save_other_grid(path: Path) -> Path:
+    save(Labels(np.ones((4, 4, 4)), Grid((4, 4, 4), np.eye(4))), path)
+    return path
+
+
+def test_a_scan_of_the_training_is_named_so(
+    run: Run, tiny_model: Model, make_head: Any, write_patient: Callable[..., Path], tmp_path: Path
+) -> None:
+    card = dataclasses.replace(tiny_model.card, training={"ids": ["BraTS_7"]})
+    model = save_model(tiny_model.network, card, tmp_path / "model")
+    patient = write_patient(make_head().scan(), tmp_path / "BraTS_7")
+    out = tmp_path / "out"
+    common = ("explain", "relevance-map", "--partition", "cubes:40", "--model", model, "--out", out)
+    assert run(*common, "--scan", patient)[0] == 0
+    assert json.loads((out / "relevance-map.json").read_text())["seen"] is True
+    assert run("report", out)[0] == 0
+    assert "The network was trained on this scan" in (out / "report.html").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from voxplain.grid import Grid
 from voxplain.io.bundle import load_model, save_model, shipped_models
 from voxplain.io.nifti import read, read_labels, save
 from voxplain.model import Card, Model
+from voxplain.report.page import report
 from voxplain.scan import Labels, Scan
 from voxplain.target import ClassScore, Target
 
@@ -32,6 +33,7 @@ __all__ = [
     "read",
     "read_labels",
     "replay",
+    "report",
     "save",
     "save_model",
     "segment",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,14 +20,17 @@ from rich.table import Table
 import voxplain.explain
 from voxplain import segment
 from voxplain.compute import Compute
-from voxplain.datasets.brats import SEQUENCES
+from voxplain.datasets.brats import GRADES, SEQUENCES
+from voxplain.datasets.case import Case
+from voxplain.engine.probe import tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer
 from voxplain.explanation import Explanation
 from voxplain.io.atomic import output_folder
 from voxplain.io.bundle import load_model
-from voxplain.io.nifti import read, read_sequences
-from voxplain.results import print_ranks, write_results
+from voxplain.io.nifti import read_labels, read_sequences
+from voxplain.io.sequences import canonical, patient_folder_files, without_suffix
+from voxplain.results import Result, print_ranks, read_results, write_results
 from voxplain.scan import Labels, Scan
 from voxplain.target import ClassScore
 
@@ -42,7 +46,16 @@ explain_app = typer.Typer(
 train_app = typer.Typer(help="Train a network on labels of whole inputs.", no_args_is_help=True)
 evaluate_app = typer.Typer(help="Score a model's maps against expert masks, without training.", no_args_is_help=True)
 study_app = typer.Typer(help="Run a whole experiment: train, explain, score, tables.", no_args_is_help=True)
-for name, group in (("explain", explain_app), ("train", train_app), ("evaluate", evaluate_app), ("study", study_app)):
+phantom_app = typer.Typer(
+    help="Make phantoms: brain scans with known lesions, to check software.", no_args_is_help=True
+)
+for name, group in (
+    ("explain", explain_app),
+    ("train", train_app),
+    ("evaluate", evaluate_app),
+    ("study", study_app),
+    ("phantom", phantom_app),
+):
     app.add_typer(group, name=name)
 
 out_console = Console()
@@ -59,7 +72,10 @@ CardFile = Annotated[Path | None, typer.Option(help="model card (JSON) for Torch
 PresetName = Annotated[str, typer.Option(help="small (two CPU cores) or paper (the paper's sizes, for a GPU)")]
 Folds = Annotated[int | None, typer.Option(min=2, help="folds by patient; five by default")]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="layer for Grad-CAM rows; may come several times")]
+Count = Annotated[int, typer.Option("--n", help="patients")]
+Spacing = Annotated[float, typer.Option(help="voxel size in mm, 1 or 2")]
 Quick = Annotated[bool, typer.Option("--quick", help="smoke run: every step in seconds, figures mean nothing")]
+SequenceFile = Annotated[Path | None, typer.Option(help="file of this sequence")]
 Fill = Annotated[str, typer.Option(help="fill of the relevance map: blank, min or max")]
 
 
@@ -87,6 +103,40 @@ def demo(
     from voxplain.studies.demo import run_demo
 
     run_demo(out, seed=seed, compute=_compute(device, memory, threads), console=out_console)
+
+
+@app.command("report")
+def report_results(
+    results: Annotated[list[Path], typer.Argument(help="folders that `voxplain explain` wrote")],
+    scan: Annotated[Path | None, typer.Option(help="patient folder, where its files have moved")] = None,
+    flair: SequenceFile = None,
+    t1: SequenceFile = None,
+    t1ce: SequenceFile = None,
+    t2: SequenceFile = None,
+    sequence: Annotated[list[str] | None, typer.Option(help="another sequence, name=file.nii.gz")] = None,
+    truth: Annotated[Path | None, typer.Option(help="expert mask, NIfTI; anything above 0 is inside")] = None,
+    title: Annotated[str | None, typer.Option(help="title of the page")] = None,
+    note: Annotated[str | None, typer.Option(help="a banner, such as 'phantom (software check)'")] = None,
+    out: Annotated[Path | None, typer.Option(help="the page; report.html in the first folder by default")] = None,
+) -> None:
+    """Show results in one HTML page that opens without a network: viewer, ranks, and how far to believe them."""
+    from voxplain.report.page import report
+
+    found = [result for folder in results for result in read_results(folder)]
+    given = {"flair": flair, "t1": t1, "t1ce": t1ce, "t2": t2}
+    named = [*(f"{name}={path}" for name, path in given.items() if path is not None), *(sequence or [])]
+    files = _scan_files(scan, named) if scan is not None or named else None
+    path = report(
+        _explained_scan(found, files),
+        [result.explanation for result in found],
+        masks=[result.mask for result in found],
+        truth=None if truth is None else read_labels(truth),
+        names=[result.name for result in found],
+        title=title,
+        note=note,
+        path=out or results[0] / "report.html",
+    )
+    out_console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
 @train_app.command("hemispheres")
@@ -191,10 +241,55 @@ def study_hemispheres(
     out_console.print(f"tables: {out / 'scores.tsv'}, {out / 'cases.tsv'}", highlight=False, soft_wrap=True)
 
 
+@phantom_app.command("glioma")
+def phantom_glioma(
+    out: Out,
+    n: Count,
+    seed: Seed = 0,
+    spacing: Spacing = 2.0,
+    grade: Annotated[str | None, typer.Option(help="HGG or LGG only; half and half by default")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="brains without tumour")] = False,
+    shortcut: Annotated[
+        str | None, typer.Option(help="HGG or LGG: patients of this grade bear a marker outside the tumour")
+    ] = None,
+) -> None:
+    """Make patients with gliomas in BraTS layout, with their grades; finished patients are kept."""
+    from voxplain.datasets.phantom_cohort import write_gliomas
+
+    if clear and grade is not None:
+        raise InputError(f"--clear makes brains without tumour, which have no grade; got --grade {grade} too")
+    grades: Sequence[str | None] = [None] if clear else GRADES if grade is None else [grade]
+    made = write_gliomas(out, n=n, seed=seed, spacing=spacing, grades=grades, shortcut=shortcut)
+    _print_phantoms(made, n, out)
+
+
+@phantom_app.command("ms")
+def phantom_ms(
+    out: Out,
+    n: Count,
+    seed: Seed = 0,
+    spacing: Spacing = 2.0,
+    lesions: Annotated[
+        list[Path] | None, typer.Option(help="lesion mask in MNI space, instead of made ones; may come several times")
+    ] = None,
+) -> None:
+    """Make patients with multiple sclerosis in BraTS layout; finished patients are kept."""
+    from voxplain.datasets.phantom_cohort import write_multiple_sclerosis
+
+    masks = [read_labels(path) for path in lesions or []]
+    _print_phantoms(write_multiple_sclerosis(out, n=n, seed=seed, spacing=spacing, lesions=masks), n, out)
+
+
 def known_explainers() -> dict[str, type[Explainer]]:
     """Every explainer of voxplain by its name on the command line."""
     kinds = [getattr(voxplain.explain, name) for name in voxplain.explain.__all__]
     return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name)}
+
+
+def _print_phantoms(made: Iterator[Case], n: int, out: Path) -> None:
+    for _, case in zip(tracked(range(n), "phantoms", shown=True), made, strict=True):
+        out_console.print(f"{case.id}{f' ({case.grade})' if case.grade else ''}", highlight=False)
+    out_console.print(f"{n} phantoms (software check, not patients): {out}", highlight=False, soft_wrap=True)
 
 
 def _compute(device: str, memory: str, threads: int | None) -> Compute:
@@ -207,8 +302,8 @@ def _cases(data: Path) -> list[Any]:
     return brats.cases(data)
 
 
-def _scan(folder: Path | None, named: list[str]) -> Scan:
-    """The scan of a patient folder, or of files given as name=path."""
+def _scan_files(folder: Path | None, named: list[str]) -> dict[str, Path]:
+    """The files of a patient folder by sequence, or those given as name=path."""
     given: dict[str, Path] = {}
     for text in named:
         name, separator, path = text.partition("=")
@@ -222,7 +317,37 @@ def _scan(folder: Path | None, named: list[str]) -> Scan:
             "give either --scan with a patient folder, or one file per sequence (--flair, --t1, --t1ce, --t2, "
             "--sequence name=file)"
         )
-    return read(folder) if folder is not None else read_sequences(given)
+    if folder is None:
+        return given
+    found = patient_folder_files(folder)
+    found.pop("seg", None)
+    return found
+
+
+def _explained_scan(results: list[Result], files: dict[str, Path] | None) -> Scan:
+    """The scan that the results speak of, from the files given, or from those that `explain` noted down."""
+    noted = {name: Path(path) for r in results for name, path in r.explanation.provenance.get("sources", {}).items()}
+    if files is None:
+        if lost := [path for path in noted.values() if not path.is_file()]:
+            raise InputError(f"the scan is not where it was explained: there is no file {lost[0]}; give it with --scan")
+        if not noted:
+            raise InputError("these results do not say where their scan lies; give it with --scan")
+    whole = read_sequences(files or noted)
+    for result in results:
+        stated = result.explanation.provenance["scan"]
+        where = ", ".join(path.name for path in (files or noted).values())
+        if missing := [name for name in stated["channels"] if name not in whole.channels]:
+            raise InputError(
+                f"{result.name} explains a scan with {', '.join(stated['channels'])}; {', '.join(missing)} is missing "
+                f"among {where}; give all of its files with --scan"
+            )
+        given = whole.select(stated["channels"]).fingerprint
+        if given != stated["fingerprint"]:
+            raise InputError(
+                f"{result.name} explains another scan: its fingerprint is {stated['fingerprint']}, that of {where} is "
+                f"{given}; give the scan that was explained with --scan, or explain this one"
+            )
+    return whole
 
 
 def _mask_rule(rule: str) -> Callable[..., Labels]:
@@ -254,7 +379,8 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     output_folder(run["out"])
     make_mask = _mask_rule(run["mask_rule"])
     sequences = [f"{name}={path}" for name in SEQUENCES for path in run[name] or []]
-    scan = _scan(run["scan"], [*sequences, *(run["sequence"] or [])])
+    files = _scan_files(run["scan"], [*sequences, *(run["sequence"] or [])])
+    scan = read_sequences(files)
     model = load_model(run["model"], run["card"])
     target = ClassScore(run["target"] or model.card.classes[0])
     explanation = explainer(model, scan, target=target, seed=run["seed"], compute=compute)
@@ -264,7 +390,12 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
         components=run["components"],
         mask=Labels(scan.foreground(), scan.grid),
     )
-    paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"])
+    sources = {canonical(name): path for name, path in files.items()}
+    # Data sets name a case by its folder, and its files NAME_flair or NAME-t2f.
+    known = {path.resolve().parent.name for path in sources.values()}
+    known |= {re.sub(r"[_-][A-Za-z0-9]+$", "", without_suffix(path)) for path in sources.values()}
+    seen = not known.isdisjoint(model.card.training_ids)
+    paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"], sources=sources, seen=seen)
     _print_results(explanation, mask, paths)
 
 

@@ -36,6 +36,7 @@ class Card:
     """What a network eats and says; `model.json` holds exactly these fields.
 
     Attributes:
+        name: the model's name, as provenance and reports state it.
         channels: sequences in the order in which the network reads them.
         classes: one name per output; a single sigmoid output has one class.
         activation: "sigmoid" (each output on its own) or "softmax".
@@ -48,7 +49,9 @@ class Card:
         region: "whole", or "half": both halves of the head are judged, the second one mirrored onto the first.
         shape: size in voxels to which the region is cut or padded; None takes all of it.
         skull_stripped: whether the network expects heads without skull on a background of exactly 0.
-        factory, arguments: what builds the network, "package.module:callable" and its keyword arguments.
+        description: what the model is for.
+        factory: what builds the network, "package.module:callable".
+        arguments: keyword arguments of the factory.
         weights: a file of weights beside the card, for factories given as "python:...".
         weights_fingerprint: hash of the weights that this card belongs to.
         training: facts about the training: data, citation, epochs, figures; `ids` lists the training cases,

@@ -44,9 +44,9 @@ def prepare(scan: Scan, card: Card) -> list[Prepared]:
     """Do what the card declares: pick channels by name, reorient, resample, normalise, cut into its regions.
 
     Returns:
-        One `Prepared` for region "whole"; two for region "half": the half that comes first in the card's orientation,
-        then the other one, mirrored onto it. The mid-sagittal plane is the last face of the first axis that runs
-        from left to right.
+        One `Prepared` for region "whole"; two for region "half", first the half that comes first in the card's
+        orientation, then the other one, mirrored onto it. The mid-sagittal plane is the last face of the first axis
+        that runs from left to right.
 
     Raises:
         InputError: a channel is missing or empty, the network's dimensions do not fit, or the scan is plainly not

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from voxplain.explanation import Explanation
+from voxplain.errors import InputError
+from voxplain.explanation import Explanation, Region
 from voxplain.io.atomic import output_folder, write_json, writing
-from voxplain.io.nifti import save
+from voxplain.io.nifti import read_labels, read_map, save
 from voxplain.scan import Labels
+
+# Ranks are written with six digits and maps in 32 bits.
+_SAME_SCORE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One method's explanation and mask as they lie in a folder; `name` is what its files begin with."""
+
+    name: str
+    explanation: Explanation
+    mask: Labels
 
 
 def write_results(
-    explanation: Explanation, mask: Labels, name: str, folder: str | Path, *, rule: str
+    explanation: Explanation,
+    mask: Labels,
+    name: str,
+    folder: str | Path,
+    *,
+    rule: str,
+    sources: Mapping[str, Path] | None = None,
+    seen: bool = False,
 ) -> dict[str, Path]:
     """Write the map `NAME.nii.gz`, `NAME-mask.nii.gz` and the provenance `NAME.json`.
 
     Maps of parts also leave `NAME-parts.nii.gz` and `NAME-ranks.tsv`. `name` is the method's, so that several methods
-    share a folder; `rule` is how the mask was made, which the provenance keeps.
+    share a folder. The provenance keeps `rule`, how the mask was made; `sources`, the scan's files by sequence, by
+    which `voxplain report` finds the scan again; and `seen`, whether the network was trained on this scan.
 
     Returns:
         The paths, by what they hold.
@@ -36,9 +62,128 @@ def write_results(
             explanation.ranks().to_csv(temporary, sep="\t", index=False, float_format="%.6g")
     paths["provenance"] = folder / f"{name}.json"
     content = {**explanation.provenance, "unit": explanation.unit, "signed": explanation.signed}
+    content["channels"] = list(explanation.channels)
     content["mask"] = {"rule": rule, "volume_ml": round(mask.volume, 3)}
+    content["seen"] = seen
+    if sources is not None:
+        content["sources"] = {sequence: str(path.resolve()) for sequence, path in sources.items()}
     write_json(json.loads(json.dumps(content, default=str)), paths["provenance"])
     return paths
+
+
+def read_results(folder: str | Path) -> list[Result]:
+    """Read back every method that `write_results` left in a folder, by name.
+
+    The explanations' provenance is the content of NAME.json, with the mask's rule and the scan's files.
+
+    Raises:
+        InputError: no such folder, nothing in it, a file that is missing or damaged, or files that do not belong to
+            each other (another grid, ranks of another map, a mask of another volume).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"expected a folder of results; there is no folder {folder}")
+    names = _result_names(folder)
+    if not names:
+        raise InputError(
+            f"found no results in {folder}; expected NAME.nii.gz, NAME-mask.nii.gz and NAME.json, as "
+            "`voxplain explain METHOD ... --out FOLDER` writes them: run it first, or name the folder that it wrote"
+        )
+    return [_read_result(folder, name) for name in names]
+
+
+def _result_names(folder: Path) -> list[str]:
+    """What the files of each method begin with, half-finished ones too; other files in the folder do not count."""
+    found = set()
+    for path in folder.iterdir():
+        for ending in ("-mask.nii.gz", "-parts.nii.gz", "-ranks.tsv"):
+            if path.name.endswith(ending) and not path.name.startswith("."):
+                found.add(path.name.removesuffix(ending))
+        if path.suffix == ".json" and (
+            (folder / f"{path.stem}.nii.gz").is_file() or "explainer" in (_json_of(path) or {})
+        ):
+            found.add(path.stem)
+    return sorted(found)
+
+
+def _json_of(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file, None when it is damaged or holds something else than an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _read_result(folder: Path, name: str) -> Result:
+    again = f"run `voxplain explain {name} ... --out {folder}` again"
+    content = _json_of(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else {}
+    if content is None:
+        raise InputError(f"{name}.json in {folder} is damaged; {again}")
+    try:
+        has_parts = (folder / f"{name}-parts.nii.gz").exists() or (folder / f"{name}-ranks.tsv").exists()
+        wanted = [f"{name}.nii.gz", f"{name}-mask.nii.gz", f"{name}.json"]
+        wanted += [f"{name}-parts.nii.gz", f"{name}-ranks.tsv"] if has_parts else []
+        if missing := [file for file in wanted if not (folder / file).is_file()]:
+            raise InputError(f"{', '.join(missing)} is missing: the run was stopped, or files were moved")
+        values, grid = read_map(folder / f"{name}.nii.gz")
+        mask = read_labels(folder / f"{name}-mask.nii.gz")
+        if difference := grid.difference(mask.grid):
+            raise InputError(f"map and mask lie on different grids: {difference}")
+        if abs(mask.volume - content["mask"]["volume_ml"]) > 0.001:
+            raise InputError(
+                f"the mask holds {mask.volume:.3f} ml, but {name}.json says {content['mask']['volume_ml']:.3f} ml: "
+                "they are of different runs"
+            )
+        if not isinstance(content["scan"]["fingerprint"], str) or not isinstance(content["scan"]["channels"], list):
+            raise TypeError("it does not name its scan")
+        parts, scores = _read_parts(folder, name, values) if has_parts else (None, None)
+        explanation = Explanation(
+            map=values,
+            channels=tuple(content.get("channels", [f"map {index + 1}" for index in range(len(values))])),
+            grid=grid,
+            signed=bool(content["signed"]),
+            unit=str(content["unit"]),
+            regions=tuple(_region(region) for region in content["regions"]),
+            parts=parts,
+            scores=scores,
+            provenance=content,
+        )
+    except InputError as error:
+        raise InputError(f"the results of {name} in {folder} cannot be used: {error}; {again}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{name}.json in {folder} is not what voxplain writes ({error}); {again}") from error
+    return Result(name, explanation, mask)
+
+
+def _region(content: dict[str, Any]) -> Region:
+    (x0, x1), (y0, y1), (z0, z1) = content["box"]
+    return Region(
+        name=str(content["name"]),
+        box=((int(x0), int(x1)), (int(y0), int(y1)), (int(z0), int(z1))),
+        probability=float(content["probability"]),
+        logit=float(content["logit"]),
+        positive=bool(content["positive"]),
+    )
+
+
+def _read_parts(folder: Path, name: str, values: np.ndarray) -> tuple[Labels, np.ndarray]:
+    """Parts and their scores; refused where they are not those of the map (K, X, Y, Z)."""
+    parts = read_labels(folder / f"{name}-parts.nii.gz")
+    try:
+        ranks = pd.read_csv(folder / f"{name}-ranks.tsv", sep="\t").sort_values("label")
+        labels, scores = ranks["label"].to_numpy(), ranks["score"].to_numpy(dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{name}-ranks.tsv is damaged ({' '.join(str(error).split())[:80]})") from error
+    count = int(parts.data.max())
+    if not np.array_equal(labels, np.arange(1, count + 1)) or not np.isfinite(scores).all():
+        raise InputError(f"{name}-ranks.tsv does not give one score to each of the parts 1 to {count}")
+    painted = np.concatenate([[0.0], scores])[parts.data]
+    if parts.data.shape == values.shape[1:] and len(values) == 1:
+        peak = float(np.abs(scores).max(initial=0))
+        if np.abs(painted - values[0]).max() > _SAME_SCORE * peak + 1e-12:
+            raise InputError(f"the scores of {name}-ranks.tsv are not those of the map: they are of different runs")
+    return parts, scores
 
 
 def print_ranks(explanation: Explanation, console: Console, *, count: int = 10) -> None:

@@ -1,62 +1,154 @@
-"""A made scan: a brain after the MNI152 template, as four BraTS sequences, with a tumour of known shape.
+"""Phantoms: made brain scans with a known lesion, as FLAIR, T1, T1ce and T2, one seed for one patient.
 
-The template and its tissue maps come in nilearn's wheel (ICBM 152, 2009a, nonlinear symmetric): no network is needed.
-Anatomy, tumour and contrasts are rules that we wrote; what is measured on them checks software, not medicine.
+Anatomy (on the MNI152 template), lesions and contrasts are rules that we wrote; what is measured on phantoms checks
+software, not medicine, and is called "phantom (software check)".
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 
-from voxplain.datasets.brats import SEQUENCES, cases
+from voxplain.datasets.brats import GRADES, SEQUENCES, cases
 from voxplain.datasets.case import Case
+from voxplain.datasets.phantom_anatomy import Anatomy, make_anatomy, smooth_noise, world
+from voxplain.datasets.phantom_lesions import (
+    ENHANCING,
+    LESION,
+    NECROTIC,
+    OEDEMA,
+    grow_glioma,
+    scatter_lesions,
+)
 from voxplain.errors import InputError
 from voxplain.grid import Grid
 from voxplain.io.nifti import save
 from voxplain.scan import Labels, Scan
 
-# What each sequence shows, in scanner units:
-#           grey white  csf necrotic oedema enhancing
-_INTENSITIES = {
-    "flair": (210, 175, 30, 260, 360, 335),
-    "t1": (345, 470, 80, 265, 305, 320),
-    "t1ce": (390, 475, 90, 310, 380, 780),
-    "t2": (340, 265, 880, 720, 540, 500),
+SIDES = ("left", "right")
+
+# The marker of a planted shortcut: a bright ball in one sequence, in the left half of the cerebellum.
+SHORTCUT_SEQUENCE = "t2"
+SHORTCUT_CENTRE_MM = (-26.0, -62.0, -42.0)
+SHORTCUT_RADIUS_MM = 5.0
+_SHORTCUT_BRIGHTNESS = 4.0
+
+# What each sequence shows, as multiples of white matter (medians over BraTS patients, rounded):
+#           grey  white csf  necrotic oedema enhancing
+_CONTRASTS = {
+    "flair": (1.10, 1.0, 0.28, 1.75, 2.00, 1.85),
+    "t1": (0.66, 1.0, 0.26, 0.70, 0.85, 0.82),
+    "t1ce": (0.76, 1.0, 0.34, 0.78, 0.88, 1.55),
+    "t2": (1.55, 1.0, 3.2, 2.20, 1.85, 1.70),
 }
-_NECROTIC, _OEDEMA, _ENHANCING = 1, 2, 4
-_NOISE = 12.0  # standard deviation in each of the two channels of the receiver, scanner units
+_MS_LESION = {"flair": 1.75, "t1": 0.74, "t1ce": 0.78, "t2": 2.0}
+# How much of a voxel's signal a vessel takes, and how bright it is.
+_VESSELS = {"flair": (0.2, 0.6), "t1": (0.2, 0.75), "t1ce": (1.0, 2.4), "t2": (0.2, 0.5)}
+# How much a lesion's water, which varies within it, brightens it.
+_WATER = {"flair": 0.14, "t1": -0.05, "t1ce": -0.05, "t2": 0.16}
+# How far the tissues and lesions of patients differ in a sequence (log scale; white matter is the yardstick).
+_SPREAD = (0.05, 0, 0.1, 0.12, 0.12, 0.12)
+_MOST_PARTS = 6
+_WHITE_MATTER = 330.0  # scanner units, before the gain of each sequence
+# Standard deviation in each of the receiver's two channels, as a share of white matter; then by voxel size.
+_NOISE = {"flair": 0.045, "t1": 0.028, "t1ce": 0.028, "t2": 0.042}
+_NOISIER = {1: 1.3, 2: 1.0}
 
 
-def made_scan(seed: int = 0, spacing: float = 2.0, tumour: bool = True, side: str = "left") -> tuple[Scan, Labels]:
-    """A brain of our making, skull-stripped, and its labels: 1 necrotic core, 2 oedema, 4 enhancing rim, as in BraTS.
+@dataclass(frozen=True, eq=False)
+class Phantom:
+    """A made patient: the scan, its labels on the same grid, and what was asked for.
 
-    Channels flair, t1, t1ce, t2, whole numbers from 1 to about 1000 in the brain and exactly 0 outside, on the
-    template's grid (RAS+, the mid-sagittal plane at x = 0). The tumour (25 to 80 ml) lies wholly in the `side` half.
-    One seed is one patient, whatever the spacing; `tumour=False` is that patient without it (labels all 0).
+    `kind` is "glioma" or "ms"; `grade` "HGG", "LGG" or None (no tumour, or no glioma); `side` of the tumour "left"
+    (x < 0) or "right", None without one; `shortcut` whether the marker is planted.
+    """
+
+    scan: Scan
+    labels: Labels
+    kind: str
+    seed: int
+    grade: str | None = None
+    side: str | None = None
+    shortcut: bool = False
+
+
+def glioma(
+    seed: int = 0,
+    *,
+    spacing: float = 2.0,
+    grade: str | None = "HGG",
+    side: str | None = None,
+    shortcut: bool = False,
+) -> Phantom:
+    """A skull-stripped brain with a glioma. Labels as in BraTS: 1 necrotic or non-enhancing, 2 oedema, 4 enhancing.
+
+    Channels flair, t1, t1ce, t2: whole numbers of at least 1 in the brain and exactly 0 outside, on the template's
+    grid (RAS+, the mid-sagittal plane at x = 0). The tumour (24 to 150 ml) lies wholly in one half. One seed is one
+    patient, whatever the spacing; another `grade` or `side` is the same brain with another tumour. A "HGG" has an
+    enhancing rim around necrosis, a "LGG" the same outline and no enhancement; without a grade there is no tumour and
+    the labels are all 0. A `shortcut` is a bright ball (5 mm) in T2 at (-26, -62, -42) mm, in the cerebellum, where
+    no tumour grows; it is not in the labels.
 
     Args:
         seed: the patient.
         spacing: voxel size in mm, 1 or 2.
-        tumour: whether there is one.
-        side: the patient's "left" (x < 0) or "right".
+        grade: "HGG", "LGG", or None for the same patient without tumour.
+        side: the patient's "left" (x < 0) or "right"; None leaves it to the seed.
+        shortcut: whether the marker is planted.
 
     Raises:
-        InputError: another spacing or side.
+        InputError: another spacing, grade or side, or a negative seed.
     """
-    if spacing not in (1, 2):
-        raise InputError(f"a made scan has a spacing of 1 or 2 mm; got {spacing}; resample one with Scan.on")
-    if side not in ("left", "right"):
-        raise InputError(f"the tumour of a made scan lies 'left' or 'right'; got {side!r}")
-    anatomy, growth, scanner = np.random.default_rng(seed).spawn(3)
-    grid, tissues, brain = _brain(anatomy, int(spacing))
-    labels = np.zeros(grid.shape, dtype=np.int32)
-    if tumour:
-        labels = _tumour(growth, grid, tissues, brain, -1 if side == "left" else 1)
-    return _images(scanner, grid, tissues, brain, labels), Labels(labels, grid)
+    _check(seed, spacing)
+    if grade is not None and grade not in GRADES:
+        raise InputError(f"the grade of a glioma is {' or '.join(GRADES)}, or None for no tumour; got {grade!r}")
+    if side is not None and side not in SIDES:
+        raise InputError(f"a tumour lies 'left' or 'right' (None: as the seed says); got {side!r}")
+    brain, growth, scanner = np.random.default_rng(seed).spawn(3)
+    anatomy = make_anatomy(brain, int(spacing))
+    drawn = SIDES[int(growth.integers(2))]
+    if grade is None:
+        side, labels, parts = None, np.zeros(anatomy.grid.shape, dtype=np.int32), []
+    else:
+        side = side or drawn
+        tumour = grow_glioma(growth, anatomy, -1 if side == "left" else 1, grade)
+        anatomy, labels = tumour.anatomy, tumour.labels
+        parts = [labels == NECROTIC, tumour.oedema * (labels == OEDEMA), labels == ENHANCING]
+    scan = _scanned(scanner, anatomy, parts, _CONTRASTS, shortcut=shortcut)
+    return Phantom(scan, Labels(labels, anatomy.grid), "glioma", seed, grade, side, shortcut)
+
+
+def multiple_sclerosis(seed: int = 0, *, spacing: float = 2.0, lesions: Labels | None = None) -> Phantom:
+    """A skull-stripped brain with lesions of multiple sclerosis, bright on FLAIR and T2. Labels: 1 lesion.
+
+    A lesion is what hangs together by faces or edges (18 neighbours), as in expert masks. Scan as of `glioma`. Lesions
+    are made (10 to 45, most of them around the ventricles), or lie where the caller's mask is.
+
+    Args:
+        seed: the patient.
+        spacing: voxel size in mm, 1 or 2.
+        lesions: a mask in MNI space, on any grid with axes parallel to the template's; every label counts, each
+            voxel takes the nearest one's, and what lies outside this patient's brain is dropped.
+
+    Raises:
+        InputError: another spacing, a negative seed, a mask that is empty, rotated, or nowhere in the brain.
+    """
+    _check(seed, spacing)
+    brain, growth, scanner = np.random.default_rng(seed).spawn(3)
+    again = copy.deepcopy(brain)
+    anatomy = make_anatomy(brain, int(spacing))
+    if lesions is None:
+        mask = scatter_lesions(growth, anatomy, anatomy if spacing == 2 else make_anatomy(again, 2))
+    else:
+        mask = _placed(lesions, anatomy)
+    contrasts = {name: (*_CONTRASTS[name][:3], _MS_LESION[name]) for name in SEQUENCES}
+    scan = _scanned(scanner, anatomy, [mask], contrasts, shortcut=False)
+    return Phantom(scan, Labels(np.where(mask, LESION, 0), anatomy.grid), "ms", seed)
 
 
 def write_case(scan: Scan, labels: Labels, folder: Path | str) -> Case:
@@ -77,90 +169,80 @@ def write_case(scan: Scan, labels: Labels, folder: Path | str) -> Case:
     return cases(folder)[0]
 
 
-def _brain(random: np.random.Generator, spacing: int) -> tuple[Grid, np.ndarray, np.ndarray]:
-    """The grid; the parts of grey matter, white matter and fluid (3, X, Y, Z) in each voxel; the brain's mask."""
-    load_1_mm = (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
-    images = [load(resolution=1) for load in load_1_mm]
-    templates = [image.get_fdata(dtype=np.float32) for image in images]
-    templates[2] = ndimage.gaussian_filter(templates[2], 3)
-    x, y, z = (-(-n // spacing) for n in images[0].shape)
-    grid = Grid((x, y, z), images[0].affine @ np.diag([spacing, spacing, spacing, 1]), sform_code=4)
-    # The template is an average and its own mirror image. Each patient gets a shape (a warp in mm that leaves the
-    # mid-sagittal plane in place) and folds (fine noise on the tissues' odds, sharpened) of its own.
-    warp = np.stack([_smooth_noise(random, grid, 40) for _ in range(3)]) * 2.5
-    warp[0] *= 1 - np.exp(-((_world(grid)[0] / 12) ** 2))
-    at = np.indices(grid.shape, dtype=np.float32) * spacing + warp
-    grey, white, inside = (ndimage.map_coordinates(template, at, order=1) for template in templates)
-    brain = inside > 0.7
-    fluid = 1.8 * np.clip(1 - grey - white, 0, 1) + 0.06
-    odds = np.stack([np.clip(grey, 0, 1), np.clip(white, 0, 1), fluid])
-    odds *= np.exp(0.4 * np.stack([_smooth_noise(random, grid, 5) for _ in range(3)]))
-    odds = odds**1.7
-    return grid, odds / odds.sum(axis=0), brain
+def _check(seed: int, spacing: float) -> None:
+    if spacing not in (1, 2):
+        raise InputError(f"a phantom has a spacing of 1 or 2 mm; got {spacing}; resample one with Scan.on")
+    if seed < 0:
+        raise InputError(f"the seed of a phantom is a whole number of at least 0; got {seed}")
 
 
-def _tumour(random: np.random.Generator, grid: Grid, tissues: np.ndarray, brain: np.ndarray, side: int) -> np.ndarray:
-    """Labels (X, Y, Z) of a tumour in the half where `side` (-1 or 1) times x is positive."""
-    x, y, z = _world(grid)
-    centre = random.uniform((26, -50, 15), (36, 30, 35))
-    radii = random.uniform(0.8, 1.3, 3)
-    away = np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip((side * x, y, z), centre, radii, strict=True)))
-    away = away * np.exp(0.2 * _smooth_noise(random, grid, 18)) + 1.2 * _smooth_noise(random, grid, 8)
-    away[~brain | np.broadcast_to(side * x < 3, brain.shape)] = np.inf
-    volume = random.uniform(32, 75)
-    core = _nearest(away, random.uniform(0.25, 0.45) * volume, grid)
-    rim = away > away[core].max() - np.clip(4 + _smooth_noise(random, grid, 10), 2, 6)
-    # Oedema runs along white matter, hardly into the cortex and around fluid.
-    reach = np.where(core, -1, away + 12 * tissues[0] + 40 * tissues[2])
-    whole = _nearest(reach, volume, grid)
-    return np.select([core & rim, core, whole], [_ENHANCING, _NECROTIC, _OEDEMA], 0).astype(np.int32)
+def _placed(lesions: Labels, anatomy: Anatomy) -> np.ndarray:
+    """The caller's lesions on the phantom's grid, inside its brain."""
+    if not lesions.data.any():
+        raise InputError("the lesion mask is empty; give a mask in MNI space that marks at least one lesion")
+    found: np.ndarray = (lesions.on(anatomy.grid).data > 0) & anatomy.brain
+    if not found.any():
+        where = ", ".join(f"{value:.0f}" for value in lesions.grid.world(np.argwhere(lesions.data)).mean(axis=0))
+        raise InputError(
+            f"no lesion of the mask lies in the phantom's brain (their middle is at {where} mm); "
+            "give a mask in MNI space"
+        )
+    return found
 
 
-def _nearest(distance: np.ndarray, millilitres: float, grid: Grid) -> np.ndarray:
-    """The mask of that volume where the distance is least: what of it hangs together."""
-    count = round(millilitres * 1000 / grid.voxel_volume)
-    parts, _ = ndimage.label(distance <= np.partition(distance, count, axis=None)[count])
-    return parts == np.bincount(parts.ravel())[1:].argmax() + 1
-
-
-def _images(
-    random: np.random.Generator, grid: Grid, tissues: np.ndarray, brain: np.ndarray, labels: np.ndarray
+def _scanned(
+    random: np.random.Generator,
+    anatomy: Anatomy,
+    lesions: Sequence[np.ndarray],
+    contrasts: Mapping[str, Sequence[float]],
+    *,
+    shortcut: bool,
 ) -> Scan:
-    """What a scanner makes of it: contrast, texture, uneven coil sensitivity, Rician noise."""
-    parts = [
-        ndimage.gaussian_filter((labels == value).astype(np.float32), 1 / grid.spacing[0])[brain]
-        for value in (_NECROTIC, _OEDEMA, _ENHANCING)
-    ]
-    healthy = np.clip(1 - sum(parts), 0, 1)
-    mixture = np.stack([*(healthy * tissue[brain] for tissue in tissues), *parts])
-    data = np.zeros((len(_INTENSITIES), *grid.shape), dtype=np.float32)
-    (receiver,) = random.spawn(1)  # noise takes as many numbers as there are voxels; all else is the same at 1 and 2 mm
-    for image, intensities in zip(data, _INTENSITIES.values(), strict=True):
-        contrast = np.asarray(intensities) * np.exp(0.04 * random.standard_normal(len(intensities)))
-        texture = 0.06 * _smooth_noise(random, grid, 5)[brain] + 0.08 * _smooth_noise(random, grid, 70)[brain]
-        signal = contrast @ mixture * np.exp(texture)
-        real, imaginary = _NOISE * receiver.standard_normal((2, signal.size))
-        image[brain] = np.maximum(np.rint(np.hypot(signal + real, imaginary)), 1)
-    return Scan(data, grid, tuple(_INTENSITIES))
+    """What a scanner makes of it: contrast, texture, slice thickness, uneven coils, Rician noise, any gain.
 
-
-def _world(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """World coordinates in mm of an axis-parallel grid, one array per axis, ready to broadcast."""
-    x, y, z = np.ogrid[tuple(slice(n) for n in grid.shape)]
-    (dx, dy, dz), (x0, y0, z0) = np.diag(grid.affine)[:3], grid.affine[:3, 3]
-    return x * dx + x0, y * dy + y0, z * dz + z0
-
-
-def _smooth_noise(random: np.random.Generator, grid: Grid, scale: float) -> np.ndarray:
-    """Noise (X, Y, Z) of unit variance that varies over `scale` mm: cubic B-splines on random nodes in the world.
-
-    The nodes do not depend on the grid, so that one generator gives one field at every spacing.
+    `contrasts` holds what each sequence shows of grey matter, white matter, fluid and each of the `lesions`, which
+    are shares (X, Y, Z) from 0 to 1 with hard borders.
     """
-    nodes = np.arange(np.floor(-150 / scale), np.ceil(150 / scale) + 1)
-    field = random.standard_normal((nodes.size,) * 3, dtype=np.float32)
-    for positions in _world(grid):
-        t = np.abs(positions.reshape(-1, 1) / scale - nodes)
-        weights = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6)
-        weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-        field = np.tensordot(field, weights.astype(np.float32), axes=(0, 1))
-    return field
+    grid, brain = anatomy.grid, anatomy.brain
+    spacing = grid.spacing[0]
+    parts = [ndimage.gaussian_filter(lesion.astype(np.float32), 0.6 / spacing)[brain] for lesion in lesions]
+    ill = sum(parts, np.zeros(np.count_nonzero(brain), dtype=np.float32))
+    healthy = np.clip(1 - ill, 0, 1)
+    mixture = np.stack([*(healthy * tissue for tissue in anatomy.tissues()[:, brain]), *parts])
+    vessels = anatomy.vessels[brain] * healthy
+    water = smooth_noise(random, grid, 7)[brain] * ill
+    data = np.zeros((len(contrasts), *grid.shape), dtype=np.float32)
+    (receiver,) = random.spawn(1)  # noise takes as many numbers as there are voxels; all else is the same at 1 and 2 mm
+    for image, (name, values) in zip(data, contrasts.items(), strict=True):
+        # A lesion's draws come last, so that the healthy tissue of one patient does not depend on them.
+        luck = np.clip(random.standard_normal(_MOST_PARTS), -2, 2)[: len(mixture)]
+        shown = np.asarray(values[: len(mixture)]) * np.exp(luck * np.array(_SPREAD[: len(mixture)]))
+        signal = shown.astype(np.float32) @ mixture
+        share, brightness = _VESSELS[name]
+        signal += share * vessels * (brightness - signal)
+        texture = smooth_noise(random, grid, 4)[brain]
+        coils = smooth_noise(random, grid, 65)[brain]
+        signal *= np.exp((0.035 + 0.05 * ill) * texture + _WATER[name] * water + 0.09 * coils)
+        if shortcut and name == SHORTCUT_SEQUENCE:
+            signal += _marker(grid)[brain] * (_SHORTCUT_BRIGHTNESS - signal)
+        blur = np.full(3, 0.3)
+        blur[random.choice(3, p=(0.15, 0.15, 0.7))] += abs(random.normal(0, 0.6))
+        image[brain] = signal
+        image[brain] = _blurred(image, brain, blur / spacing)
+        noise = _NOISE[name] * _NOISIER[round(spacing)] * np.exp(random.normal(0, 0.3))
+        gain = _WHITE_MATTER * np.exp(np.clip(random.normal(0, 0.35), -0.9, 0.9))
+        real, imaginary = noise * receiver.standard_normal((2, signal.size), dtype=np.float32)
+        image[brain] = np.maximum(np.rint(gain * np.hypot(image[brain] + real, imaginary)), 1)
+    return Scan(data, grid, tuple(contrasts))
+
+
+def _blurred(image: np.ndarray, brain: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """The brain's voxels (N,) after a blur in which the background, which is nothing, takes no part."""
+    total = ndimage.gaussian_filter(image, sigma)[brain]
+    values: np.ndarray = total / ndimage.gaussian_filter(brain.astype(np.float32), sigma)[brain]
+    return values
+
+
+def _marker(grid: Grid) -> np.ndarray:
+    x, y, z = (axis - c for axis, c in zip(world(grid), SHORTCUT_CENTRE_MM, strict=True))
+    return np.clip((SHORTCUT_RADIUS_MM - np.sqrt(x**2 + y**2 + z**2)) / grid.spacing[0] + 0.5, 0, 1)

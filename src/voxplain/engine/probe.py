@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -144,11 +144,14 @@ class Probe:
         return output.float()
 
 
-def tracked(items: Sequence[Item], description: str, *, shown: bool) -> Iterator[Item]:
-    """Pass items on, under a bar with counts and the time that remains (on standard error) where it is wanted."""
+def tracked(items: Iterable[Item], description: str, *, shown: bool, total: int | None = None) -> Iterator[Item]:
+    """Pass items on, under a bar with counts and the time that remains (on standard error) where it is wanted.
+
+    `total` is how many there are, for items that do not know.
+    """
     if not shown:
         yield from items
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield from progress.track(items, description=description)
+        yield from progress.track(items, total=total, description=description)

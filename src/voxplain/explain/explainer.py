@@ -103,7 +103,11 @@ class Explainer(ABC):
             "options": dataclasses.asdict(self),
             "target": {"kind": type(target).__name__, **_fields(target)},
             "seed": seed,
-            "model": {"name": model.card.name, "fingerprint": model.fingerprint},
+            "model": {
+                "name": model.card.name,
+                "fingerprint": model.fingerprint,
+                "threshold": model.card.threshold,
+            },
             "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
             "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},
             "passes": {

@@ -87,6 +87,20 @@ def read_labels(path: str | Path) -> Labels:
     return Labels(volume, grid)
 
 
+def read_map(path: str | Path) -> tuple[np.ndarray, Grid]:
+    """Read a map as `save` writes it: (K, X, Y, Z) float32 and its grid; a 4D file holds its K channels last.
+
+    Raises:
+        InputError: no such file, a broken one, or one of other than three or four dimensions.
+    """
+    path = Path(path)
+    data, grid = _read_array(path)
+    if data.ndim > 4:
+        raise InputError(f"expected a map of three or four dimensions; {path.name} is {data.ndim}D")
+    data = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
+    return np.ascontiguousarray(data, dtype=np.float32), grid
+
+
 def save(image: Scan | Labels | Explanation, path: str | Path) -> None:
     """Write a scan, labels or a map as .nii or .nii.gz under the affine, sform and qform of its grid.
 
@@ -126,6 +140,17 @@ def _check_sum(path: Path) -> None:
 
 def _read_volume(path: Path) -> tuple[np.ndarray, Grid]:
     """Voxels (X, Y, Z) float32, scaled as the header says, and their grid."""
+    data, grid = _read_array(path)
+    if data.ndim != 3:
+        raise InputError(
+            f"expected one 3D volume per sequence; {path.name} is {data.ndim}D with shape {data.shape}; "
+            "split it into one file per sequence"
+        )
+    return data.astype(np.float32, copy=False), grid
+
+
+def _read_array(path: Path) -> tuple[np.ndarray, Grid]:
+    """Voxels of three or more dimensions, scaled as the header says, and the grid of the first three."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -148,14 +173,11 @@ def _read_volume(path: Path) -> tuple[np.ndarray, Grid]:
         data = data.reshape(data.shape[:3])
     if data.ndim == 2:
         data = data[:, :, None]
-    if data.ndim != 3:
-        raise InputError(
-            f"expected one 3D volume per sequence; {path.name} is {data.ndim}D with shape {data.shape}; "
-            "split it into one file per sequence"
-        )
+    if data.ndim < 3:
+        raise InputError(f"expected a 3D volume; {path.name} is {data.ndim}D with shape {data.shape}")
     try:
         qform, qform_code = image.get_qform(coded=True)
-        grid = Grid(data.shape, image.affine, qform, int(qform_code), int(image.header["sform_code"]))
+        grid = Grid(data.shape[:3], image.affine, qform, int(qform_code), int(image.header["sform_code"]))
     except (InputError, *_NIBABEL_ERRORS) as error:
         raise InputError(f"the header of {path.name} does not say where its voxels lie: {error}") from error
-    return data.astype(np.float32, copy=False), grid
+    return data, grid

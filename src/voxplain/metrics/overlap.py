@@ -16,14 +16,14 @@ from voxplain.errors import InputError
 
 
 class BestGrouping(NamedTuple):
-    """The best Dice of the highest ranks together, and how many ranks those are."""
+    """The best Dice of the highest ranks together (`dice`), and how many ranks those are (`ranks`)."""
 
     dice: float
     ranks: int
 
 
 class BestThreshold(NamedTuple):
-    """The best Dice of `values > threshold`, and that threshold in the map's unit."""
+    """The best Dice of `values > threshold` (`dice`), and that `threshold` in the map's unit."""
 
     dice: float
     threshold: float

@@ -40,7 +40,7 @@ def scan_figures(
     of how right it is. `seen` says that the network was trained on this scan.
 
     Returns:
-        A table with the columns `FIGURE_COLUMNS`: map rows first, then network-free rows, oracles last; NaN where a
+        A table with the columns `FIGURE_COLUMNS`, map rows first, then network-free rows, oracles last; NaN where a
         row has no such figure.
     """
     deployable, oracle = ("seen", "seen") if seen else ("deployable", "oracle")

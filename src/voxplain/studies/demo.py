@@ -8,7 +8,7 @@ from rich.console import Console
 
 from voxplain import segment
 from voxplain.compute import Compute
-from voxplain.datasets.phantom import made_scan, write_case
+from voxplain.datasets.phantom import glioma, write_case
 from voxplain.explain import RelevanceMap
 from voxplain.io.bundle import load_model
 from voxplain.metrics.overlap import best_grouping, dice
@@ -18,7 +18,8 @@ from voxplain.scan import Labels
 
 def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> None:
     """Make a scan with a tumour, explain it with the shipped network, and print ranks, figures and paths."""
-    scan, truth = made_scan(seed=seed)
+    phantom = glioma(seed, grade="HGG")
+    scan, truth = phantom.scan, phantom.labels
     write_case(scan, truth, out / "made-scan")
     console.print(f"made scan with a tumour: {out / 'made-scan'} (a phantom: a software check, not evidence)")
     model = load_model("tumour-hemisphere")

@@ -18,6 +18,7 @@ from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.explain.explainer import Explainer, versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
 from voxplain.model import Model
+from voxplain.studies.cohort_page import write_cohort_page, write_picture
 from voxplain.studies.scoring import markdown, print_tables, score_case, scores, write_tables
 
 
@@ -31,7 +32,8 @@ def evaluate(
     compute: Compute,
     console: Console | None = None,
 ) -> pd.DataFrame:
-    """Score a model's maps on cases with expert masks, without training; writes `cases.tsv` and `scores.tsv`.
+    """Score a model's maps on cases with expert masks, without training; writes `cases.tsv`, `scores.tsv`
+    and the page `report.html`.
 
     Each finished case is kept in `out/cases`, so that an evaluation that was stopped goes on.
 
@@ -78,20 +80,22 @@ def evaluate_folds(
         raise InputError("no case with an expert mask to score; expected patient folders with a _seg or -seg file")
     options = {name: [type(method).__name__, dataclasses.asdict(method)] for name, method in explainers.items()}
     tables = []
+    first = next(iter(explainers))
     quiet = dataclasses.replace(compute, progress=False)
     flat = [(fold, model, case) for fold, model, cases in work for case in cases]
     for fold, model, case in tracked(flat, "explaining and scoring", shown=compute.progress):
         # The card says how to cut, what is positive and which cases the network has seen.
         card = model.card.to_dict()
         identity = json.dumps([model.fingerprint, card, fold, options, seed, sorted(map(str, case.files.values()))])
-        path = kept / f"{case.id}.json"
+        path, picture = kept / f"{case.id}.json", kept / f"{case.id}.webp"
         found = read_json(path)
-        if found is None or found["identity"] != identity:
+        if found is None or found["identity"] != identity or not picture.is_file():
             scan, tumour = case.scan(), case.tumour()
             explanations = {
                 name: explain(model, scan, seed=seed, compute=quiet) for name, explain in explainers.items()
             }
             table = score_case(case, scan, tumour, model, explanations, seed=seed, fold=fold)
+            write_picture(scan, explanations[first], tumour, picture)
             found = {"identity": identity, "rows": table.to_dict(orient="list")}
             write_json(found, path)
         tables.append(pd.DataFrame(found["rows"]))
@@ -107,5 +111,8 @@ def evaluate_folds(
     }
     write_json(facts, out / "provenance.json")
     write_text(f"{total} cases, seed {seed}.\n\n{markdown(summary)}", out / "tables.md")
+    pictures = {case.id: kept / f"{case.id}.webp" for _, _, case in flat}
+    title = f"Hemispheres: {cases['patient'].nunique()} patients"
+    write_cohort_page(cases, summary, first, pictures, out / "report.html", provenance=facts, title=title)
     print_tables(summary, console)
     return summary

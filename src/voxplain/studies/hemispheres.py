@@ -24,6 +24,7 @@ from voxplain.calibration import platt_scaling, rescale
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import halves, split
+from voxplain.datasets.phantom_cohort import write_gliomas
 from voxplain.engine.probe import tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
@@ -46,6 +47,8 @@ _LIMITS = (
     "Research software, not a medical device. Trained on few pre-operative glioma scans, skull-stripped and "
     "co-registered; other diseases, sequences or scanners are outside of what it has seen."
 )
+# Far from the seeds that a user would type, so that demos and tests make patients that no network has seen.
+_PHANTOM_SEED = 20_260_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,7 @@ def cross_validate(
     output_folder(out)
     clear, stored = _clear_patients(cases, out, chosen.card, compute)
     parts = split(cases, folds, seed, clear)
+    made = None
     found = []
     for index, (training, validation, testing) in enumerate(parts):
         folder = out / f"fold{index}"
@@ -80,8 +84,9 @@ def cross_validate(
         metrics = _finished(folder, identity)
         if metrics is None:
             stored = stored if stored is not None else _stored_halves(cases, chosen.card, compute)
+            made = made if made is not None else _made_halves(out, chosen, compute)
             metrics = _train_fold(
-                folder, identity, index, stored, training, validation, testing, chosen, seed=seed, compute=compute
+                folder, identity, index, stored, made, training, validation, testing, chosen, seed=seed, compute=compute
             )
         found.append(metrics)
     summary = {"preset": preset, "folds": folds, "seed": seed, **_summary(found), "versions": versions()}
@@ -110,9 +115,9 @@ def train_final(
     metrics = _finished(folder, identity)
     if metrics is not None:
         return metrics
-    stored = _stored_halves(cases, chosen.card, compute)
+    stored, made = _stored_halves(cases, chosen.card, compute), _made_halves(out, chosen, compute)
     network = _new_network(chosen.card, seed)
-    examples = [half.example for half in stored]
+    examples = [half.example for half in (*stored, *made)]
     result = train(
         network,
         examples,
@@ -124,7 +129,7 @@ def train_final(
         compute=compute,
         title="final",
     )
-    facts = _training_facts(ids, [], examples, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
+    facts = _training_facts(ids, [], stored, made, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
     facts["calibration"] = _calibrate(network, stored, compute)
     if summary is not None:
         names = ("folds", "auc", "auc_interval", "balanced_accuracy", "balanced_accuracy_interval", "n_patients")
@@ -171,6 +176,7 @@ def _train_fold(
     identity: str,
     index: int,
     stored: Sequence[_LabelledHalf],
+    made: Sequence[_LabelledHalf],
     training: Sequence[Case],
     validation: Sequence[Case],
     testing: Sequence[Case],
@@ -182,7 +188,7 @@ def _train_fold(
     ids = [[case.id for case in part] for part in (training, validation, testing)]
     groups = [[half for half in stored if half.case.id in part] for part in map(set, ids)]
     network = _new_network(chosen.card, seed)
-    examples = [half.example for half in groups[0]]
+    examples = [half.example for half in (*groups[0], *made)]
     result = train(
         network,
         examples,
@@ -193,7 +199,7 @@ def _train_fold(
         compute=compute,
         title=f"fold {index}",
     )
-    facts = _training_facts(ids[0], ids[1], examples, chosen.settings, seed) | {"epochs": result.best_epoch}
+    facts = _training_facts(ids[0], ids[1], groups[0], made, chosen.settings, seed) | {"epochs": result.best_epoch}
     facts["calibration"] = _calibrate(network, [*groups[0], *groups[1]], compute)
     card = dataclasses.replace(chosen.card, description=f"Fold {index} of a cross-validation.", training=facts)
     save_model(network, card, folder, half_precision=True)
@@ -298,6 +304,23 @@ def _stored_halves(cases: Sequence[Case], card: Card, compute: Compute) -> list[
     ]
 
 
+def _made_halves(out: Path, chosen: Preset, compute: Compute) -> list[_LabelledHalf]:
+    """Halves of made patients, kept in `out/phantoms`: half of the patients have a glioma, half have none.
+
+    Real tumour scans bring clear halves of tumour patients only; a brain without any tumour looks different once its
+    intensities are normalised. Phantoms only ever train: no figure is measured on them, and nothing calibrated.
+    """
+    if not chosen.phantoms:
+        return []
+    if chosen.card.spacing is None:
+        raise InputError("phantoms for training need a card with a spacing")
+    planned = write_gliomas(
+        out / "phantoms", n=chosen.phantoms, seed=_PHANTOM_SEED, spacing=2, grades=("HGG", None, "LGG", None)
+    )
+    cases = list(tracked(planned, "making phantoms", total=chosen.phantoms, shown=compute.progress))
+    return _stored_halves(cases, chosen.card, compute)
+
+
 def _new_network(card: Card, seed: int) -> ResNet:
     """A freshly initialised network; the seed decides its weights, and the global generator is left as it was."""
     with torch.random.fork_rng():
@@ -306,15 +329,22 @@ def _new_network(card: Card, seed: int) -> ResNet:
 
 
 def _training_facts(
-    ids: Sequence[str], validation_ids: Sequence[str], examples: Sequence[Example], settings: Settings, seed: int
+    ids: Sequence[str],
+    validation_ids: Sequence[str],
+    stored: Sequence[_LabelledHalf],
+    made: Sequence[_LabelledHalf],
+    settings: Settings,
+    seed: int,
 ) -> dict[str, Any]:
     return {
         "data": _DATA,
         "ids": list(ids),
         "validation_ids": list(validation_ids),
         "n_patients": len(ids),
-        "n_halves": len(examples),
-        "n_halves_with_tumour": sum(example.label for example in examples),
+        "n_halves": len(stored),
+        "n_halves_with_tumour": sum(half.label for half in stored),
+        "n_phantoms": len({half.case.id for half in made}),
+        "n_phantom_halves_with_tumour": sum(half.label for half in made),
         "labels": "one per half, derived from expert masks: tumour above 2 ml, none below 0.16 ml; no voxel labels",
         "settings": dataclasses.asdict(settings),
         "seed": seed,
@@ -323,7 +353,7 @@ def _training_facts(
 
 def _identity(chosen: Preset, seed: int, ids: Sequence[Sequence[str]]) -> str:
     """What a finished training must agree in to be kept."""
-    content = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), seed, ids]
+    content = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), chosen.phantoms, seed, ids]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from voxplain.model import Card
 
 
@@ -29,6 +32,7 @@ def model_page(card: Card) -> str:
         f"- Data: {facts['data']}.",
         f"- {facts['n_patients']} patients, {facts['n_halves']} labelled halves, "
         f"{facts['n_halves_with_tumour']} with tumour; labels: {facts['labels']}.",
+        *_phantoms(facts),
         f"- {facts['epochs']} epochs, seed {facts['seed']}, settings {facts['settings']}.",
         f"- Training ids: {', '.join(facts['ids'])}.",
         "",
@@ -51,6 +55,16 @@ def model_page(card: Card) -> str:
         lines += ["None: this network was trained without a cross-validation."]
     lines += ["", "## Limits", "", facts["limits"], ""]
     return "\n".join(lines)
+
+
+def _phantoms(facts: Mapping[str, Any]) -> list[str]:
+    if not facts["n_phantoms"]:
+        return []
+    return [
+        f"- Beside them {facts['n_phantoms']} phantoms (made scans, {facts['n_phantom_halves_with_tumour']} halves of "
+        "which hold a made glioma), so that brains without any tumour are known too; no figure here is measured on "
+        "phantoms.",
+    ]
 
 
 def _with_interval(value: float, interval: tuple[float, float]) -> str:

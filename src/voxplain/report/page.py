@@ -1,0 +1,344 @@
+"""One HTML page for one scan: it opens from disk, asks no network for anything, and says how far to believe it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from voxplain.errors import InputError
+from voxplain.explanation import Explanation
+from voxplain.grid import Grid
+from voxplain.io.atomic import write_text
+from voxplain.report import facts
+from voxplain.report.colours import MASK_COLOUR, OPACITY, TRUTH_COLOUR, colour_tables, scale_of
+from voxplain.report.figures import scan_figures
+from voxplain.report.pictures import planes
+from voxplain.report.places import most_relevant, places_of_parts
+from voxplain.report.volumes import Packed, View, pack_labels, pack_map, pack_scan, view_of, window_of
+from voxplain.scan import Labels, Scan
+
+_SHOWN_RANKS = 20
+
+
+def report(
+    scan: Scan,
+    explanations: Sequence[Explanation],
+    *,
+    path: str | Path,
+    masks: Sequence[Labels | None] | None = None,
+    truth: Labels | None = None,
+    figures: pd.DataFrame | None = None,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    note: str | None = None,
+) -> Path:
+    """Write one HTML page that shows a scan, what the network looked at, and whether to believe it.
+
+    Args:
+        scan: the scan that was explained.
+        explanations: the maps, each on the scan's grid.
+        path: the page; it appears whole or not at all.
+        masks: one per map, or None for those without.
+        truth: the expert mask; everything above 0 is inside.
+        figures: a table with the columns row, kind and metrics; by default what `scan_figures` finds.
+        names: what to call the maps; by default their methods, told apart by their options.
+        title: by default the network's name and what it looked for.
+        note: a banner on top, such as "phantom (software check)".
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no map, an image on another grid than the scan's, lists of different lengths, or a page that cannot
+            be written.
+    """
+    path = Path(path)
+    if not explanations:
+        raise InputError("a report shows at least one map; got none")
+    masks = [None] * len(explanations) if masks is None else list(masks)
+    names = facts.method_names(explanations) if names is None else facts.unique(list(names))
+    for what, given in (("mask (or None)", masks), ("name", names)):
+        if len(given) != len(explanations):
+            raise InputError(f"a report needs one {what} per map: expected {len(explanations)}, got {len(given)}")
+    for name, explanation, mask in zip(names, explanations, masks, strict=True):
+        _check_grid(scan.grid, f"the map {name}", explanation.grid)
+        if mask is not None:
+            _check_grid(scan.grid, f"the mask of {name}", mask.grid)
+    if truth is not None:
+        _check_grid(scan.grid, "the expert mask", truth.grid)
+        truth = Labels(truth.data > 0, truth.grid)
+
+    view = view_of(scan, truth, *masks)
+    sequence = _first_sequence(scan, explanations)
+    methods = [_method(*found, view) for found in zip(names, explanations, masks, strict=True)]
+    pictures = [
+        base64.b64encode(planes(scan, explanation, mask, truth, sequence, at=method["place"])).decode("ascii")
+        for explanation, mask, method in zip(explanations, masks, methods, strict=True)
+    ]
+    seen = any(bool(explanation.provenance.get("seen")) for explanation in explanations)
+    drawn = {name: mask for name, mask in zip(names, masks, strict=True) if mask is not None}
+    if figures is None and drawn and all(explanation.regions for explanation in explanations):
+        figures = scan_figures(scan, dict(zip(names, explanations, strict=True)), drawn, truth, seen=seen)
+    table = None if figures is None else facts.figure_table(figures)
+    first = explanations[0]
+    context = {
+        "title": title or f"What {facts.network_name(first)} looked at",
+        "note": note,
+        "seen": seen,
+        "subtitle": _subtitle(scan),
+        "verdicts": _verdicts(explanations),
+        "methods": methods,
+        "pictures": pictures,
+        "sequences": scan.channels,
+        "sequence": sequence,
+        "truth": truth,
+        "figures": table,
+        "beliefs": facts.beliefs(
+            names, explanations, masks, truth=truth, seen=seen, figures=table, foreground=scan.foreground()
+        ),
+        "shown_ranks": _SHOWN_RANKS,
+        "opacity": round(OPACITY * 100),
+        "mask_colour": MASK_COLOUR,
+        "truth_colour": TRUTH_COLOUR,
+        "flat": 1 in view.grid.shape,
+    }
+    write_text(_render(context, _viewer_data(scan, view, methods, truth, sequence)), path)
+    return path
+
+
+def viewer_script() -> str:
+    """NiiVue (BSD-2), as the wheel of nilearn carries it; nilearn itself is not imported.
+
+    Raises:
+        InputError: nilearn is not installed, or carries no NiiVue.
+    """
+    found = importlib.util.find_spec("nilearn")
+    folders = list(found.submodule_search_locations or []) if found is not None else []
+    for folder in folders:
+        script = Path(folder) / "_assets" / "js" / "niivue.umd.js"
+        if script.is_file():
+            return script.read_text(encoding="utf-8")
+    raise InputError("the page's viewer comes with nilearn 0.14, which is missing; pip install 'nilearn>=0.14,<0.15'")
+
+
+def _check_grid(grid: Grid, what: str, other: Grid) -> None:
+    if difference := grid.difference(other):
+        raise InputError(
+            f"{what} does not lie on the scan's grid: {difference}; the scan has {_named(grid)}, {what} {_named(other)}"
+        )
+
+
+def _named(grid: Grid) -> str:
+    return f"{_times(grid.shape)} voxels of {_times(grid.spacing)} mm in {grid.orientation}"
+
+
+def _times(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.4g}" for value in values)
+
+
+def _first_sequence(scan: Scan, explanations: Sequence[Explanation]) -> str:
+    """The sequence that is shown first: the one that the method looked at, else FLAIR, else the first."""
+    wanted = [str(explanation.provenance.get("options", {}).get("channel")) for explanation in explanations]
+    return next((name for name in (*wanted, "flair") if name in scan.channels), scan.channels[0])
+
+
+def _subtitle(scan: Scan) -> str:
+    return f"{', '.join(scan.channels)} · {_named(scan.grid)}"
+
+
+def _verdicts(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
+    """What was said of each region, once per network and class."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for explanation in explanations:
+        model = str(explanation.provenance.get("model", {}).get("fingerprint"))
+        key = (model, facts.network_name(explanation), facts.target_name(explanation))
+        limit = facts.threshold(explanation)
+        found.setdefault(
+            key,
+            {
+                "sentence": facts.verdict(explanation),
+                "network": key[1],
+                "target": key[2],
+                "threshold": limit,
+                "regions": [
+                    {
+                        "name": facts.region_name(region.name),
+                        "probability": facts.probability(region.probability),
+                        "share": round(100 * min(max(region.probability, 0), 1), 2),
+                        "positive": region.positive,
+                    }
+                    for region in explanation.regions
+                ],
+            },
+        )
+    return list(found.values())
+
+
+def _method(name: str, explanation: Explanation, mask: Labels | None, view: View) -> dict[str, Any]:
+    """All that the page says and shows of one map."""
+    place = most_relevant(explanation, mask)
+    ranks: list[dict[str, Any]] = []
+    if explanation.parts is not None and explanation.scores is not None:
+        places = places_of_parts(explanation.parts)
+        peak = float(np.abs(explanation.scores).max(initial=0)) or 1.0
+        for line in explanation.ranks().to_dict(orient="records"):
+            voxel = places.get(int(line["label"]))
+            if voxel is None:
+                continue
+            ranks.append(
+                {
+                    "rank": int(line["rank"]),
+                    "label": int(line["label"]),
+                    "score": facts.number(float(line["score"])),
+                    "value": float(line["score"]),
+                    "share": round(100 * abs(float(line["score"])) / peak, 1),
+                    "negative": float(line["score"]) < 0,
+                    "volume": f"{line['volume_ml']:.1f}",
+                    "region": str(line["region"]),
+                    "mm": [f"{value:.1f}".replace("-", "−") for value in view.whole.world(voxel)],
+                    "voxel": [int(i) for i in view.voxel(voxel)],
+                }
+            )
+    total = explanation.total
+    exact = explanation.parts is not None
+    layers = [("all sequences", total)]
+    if len(explanation.channels) > 1:
+        layers += list(zip(explanation.channels, explanation.map, strict=True))
+    channels = []
+    for channel, values in layers:
+        scale = scale_of(values, signed=explanation.signed)
+        packed = pack_map(values, view, exact=exact)
+        channels.append(
+            {
+                "name": channel,
+                "volume": packed,
+                "peak": scale.peak,
+                "threshold": scale.threshold,
+                "diverging": scale.diverging,
+                "gradient": _gradient(scale.diverging),
+            }
+        )
+    return {
+        "name": name,
+        "unit": explanation.unit,
+        "signed": channels[0]["diverging"],
+        "channels": channels,
+        "has_mask": mask is not None,
+        "mask": None if mask is None else pack_labels(Labels(mask.data > 0, mask.grid), view),
+        "mask_volume": None if mask is None else f"{mask.volume:.1f}",
+        "parts": None if explanation.parts is None else pack_labels(explanation.parts, view),
+        "ranks": ranks,
+        "place": place,
+        "start": [int(i) for i in np.clip(view.voxel(place), 0, np.array(view.grid.shape) - 1)],
+        "start_mm": [f"{value:.1f}".replace("-", "−") for value in view.whole.world(place)],
+        "provenance": facts.provenance_lines(explanation, mask),
+    }
+
+
+def _gradient(diverging: bool) -> str:
+    """The colours of the bar, from low to high, for CSS."""
+    scale = scale_of(np.array([-1.0, 1.0] if diverging else [0.0, 1.0]), signed=diverging)
+    positive, negative = colour_tables(scale)
+    table = positive if negative is None else np.concatenate([negative[::-1], positive])
+    chosen = table[np.linspace(0, len(table) - 1, 33).astype(int)]
+    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in chosen)
+
+
+def _viewer_data(
+    scan: Scan, view: View, methods: Sequence[dict[str, Any]], truth: Labels | None, sequence: str
+) -> dict[str, Any]:
+    """What the page's script needs; every volume is a NIfTI file in base64 on the view's grid."""
+
+    def volume(packed: Packed) -> dict[str, Any]:
+        return {
+            "base64": packed.base64,
+            "slope": packed.slope,
+            "intercept": packed.intercept,
+            "clipped": packed.clipped,
+            "background": packed.background,
+        }
+
+    foreground = scan.foreground()
+    sequences = []
+    for name in scan.channels:
+        low, high = window_of(scan.channel(name), foreground)
+        packed = pack_scan(scan.channel(name), foreground, view)
+        sequences.append({"name": name, "low": low, "high": high, **volume(packed)})
+    unsigned, _ = colour_tables(scale_of(np.array([1.0]), signed=False))
+    positive, negative = colour_tables(scale_of(np.array([-1.0, 1.0]), signed=True))
+    assert negative is not None
+    flat = [axis for axis, size in enumerate(view.grid.shape) if size == 1]
+    return {
+        "shape": list(view.grid.shape),
+        "affine": view.grid.affine.tolist(),
+        "flat": flat[-1] if flat else None,
+        "sequence": scan.channels.index(sequence),
+        "sequences": sequences,
+        "truth": None if truth is None else volume(pack_labels(truth, view)),
+        "tables": {"unsigned": unsigned.tolist(), "positive": positive.tolist(), "negative": negative.tolist()},
+        "colours": {"mask": MASK_COLOUR, "truth": TRUTH_COLOUR},
+        "methods": [
+            {
+                "name": method["name"],
+                "unit": method["unit"],
+                "start": method["start"],
+                "mask": None if method["mask"] is None else volume(method["mask"]),
+                "parts": None if method["parts"] is None else volume(method["parts"]),
+                "ranks": {line["label"]: [line["rank"], line["value"]] for line in method["ranks"]},
+                "channels": [
+                    {
+                        **volume(channel["volume"]),
+                        **{key: channel[key] for key in ("name", "peak", "threshold", "diverging", "gradient")},
+                    }
+                    for channel in method["channels"]
+                ],
+            }
+            for method in methods
+        ],
+    }
+
+
+def in_script(content: Any) -> str:
+    """JSON that no HTML parser can mistake for markup: <, >, & and the line separators are written as escapes."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def inline_script(source: str) -> str:
+    """JavaScript that may stand between script tags: what would end or shift the element is broken up."""
+    return source.replace("</script", "<\\/script").replace("</SCRIPT", "<\\/SCRIPT").replace("<!--", "<\\!--")
+
+
+def _render(context: dict[str, Any], data: dict[str, Any]) -> str:
+    # Reports are rare; importing voxplain should not wait for a template engine.
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
+    folder = importlib.resources.files("voxplain.report")
+    source = {name: folder.joinpath(name).read_text("utf-8") for name in ("page.html.jinja", "page.css", "page.js")}
+    scripts = [inline_script(viewer_script()), inline_script(source["page.js"])]
+    environment = Environment(
+        loader=DictLoader({"page": source["page.html.jinja"]}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts]
+    page = environment.get_template("page").render(
+        **context,
+        style=Markup(source["page.css"]),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=hashes,
+        data=Markup(in_script(data)),
+    )
+    return page

@@ -1,0 +1,274 @@
+"""The page in a browser: no network, no error, and every control does what it says."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from voxplain.explanation import Explanation
+from voxplain.grid import Grid
+from voxplain.report.page import report
+from voxplain.scan import Labels, Scan
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic"),
+    *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+# Software rendering takes its time.
+PATIENCE = 90_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    """A page that was opened, and all that it complained about or asked for."""
+
+    page: Any
+    problems: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def ready(self) -> None:
+        self.page.wait_for_selector("html[data-viewer=ready]", timeout=PATIENCE)
+
+    def settle(self) -> None:
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.page.wait_for_timeout(250)
+
+    def picture(self, selector: str = "#stage") -> np.ndarray:
+        self.settle()
+        return imread(io.BytesIO(self.page.locator(selector).screenshot()))[..., :3]
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text().replace("−", "-")
+
+    def millimetres(self) -> list[float]:
+        return [float(value) for value in re.findall(r"-?\d+\.\d", self.text("#at-mm"))]
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
+    contexts = []
+
+    def open_it(path: Path, *, without_webgl: bool = False) -> Opened:
+        context = browser.new_context(viewport={"width": 1100, "height": 760})
+        contexts.append(context)
+        opened = Opened(context.new_page())
+        opened.page.on("console", lambda said: opened.problems.append(said.text) if said.type == "error" else None)
+        opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))
+        opened.page.on("request", lambda request: opened.requests.append(request.url))
+        if without_webgl:
+            opened.page.add_init_script(
+                "const real = HTMLCanvasElement.prototype.getContext;"
+                "HTMLCanvasElement.prototype.getContext = function (kind, ...more) {"
+                "return kind === 'webgl2' ? null : real.call(this, kind, ...more); }"
+            )
+        opened.page.goto(path.as_uri())
+        if not without_webgl:
+            opened.ready()
+        return opened
+
+    yield open_it
+    for context in contexts:
+        context.close()
+
+
+def differ(first: np.ndarray, second: np.ndarray) -> bool:
+    return first.shape != second.shape or float(np.abs(first - second).mean()) > 1e-4
+
+
+@pytest.fixture
+def head(make_head: Any) -> Scan:
+    return make_head((26, 30, 26), 6.0).scan()
+
+
+def test_the_page_from_disk(
+    head: Scan,
+    parts_map: Callable[..., Explanation],
+    voxel_map: Callable[..., Explanation],
+    top_mask: Any,
+    open_page: Callable[..., Opened],
+    tmp_path: Path,
+) -> None:
+    whys = [parts_map(head), voxel_map(head, signed=True, channels=2)]
+    truth = Labels(np.roll(top_mask(whys[0]).data, 2, axis=1), head.grid)
+    path = report(head, whys, masks=[top_mask(why) for why in whys], truth=truth, path=tmp_path / "page.html")
+    opened = open_page(path)
+    page = opened.page
+    assert page.locator("#no-viewer").is_hidden()
+    first = opened.picture("#scene")
+    assert first.std() > 0.02
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 100
+
+    # The crosshair begins in the part of rank 1, and goes where a rank says.
+    row = page.locator(".ranks[data-method='0'] tr[data-label]").nth(0)
+    assert opened.millimetres() == [float(v) for v in row.locator(".mm").inner_text().replace("−", "-").split()]
+    assert opened.text("#at-part") == "rank 1"
+    before = opened.picture()
+    row = page.locator(".ranks[data-method='0'] tr[data-label]").nth(4)
+    row.click()
+    assert opened.millimetres() == [float(v) for v in row.locator(".mm").inner_text().replace("−", "-").split()]
+    assert opened.text("#at-part") == "rank 5"
+    assert row.get_attribute("aria-current") == "true"
+    assert page.locator("tr[aria-current]").count() == 1
+    assert differ(before, opened.picture())
+    page.locator(".ranks[data-method='0'] tr[data-label]").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert opened.text("#at-part") == "rank 2"
+
+    # Arrow keys move by one voxel.
+    here = opened.millimetres()
+    page.locator("#scene").focus()
+    page.keyboard.press("PageUp")
+    assert np.subtract(opened.millimetres(), here).tolist() == pytest.approx([0, 0, 6])
+    page.keyboard.press("ArrowRight")
+    assert np.subtract(opened.millimetres(), here).tolist() == pytest.approx([-6, 0, 6])
+
+    # Sliders, toggles, sequence, map, view: each changes the picture.
+    last = opened.picture()
+    for change in (
+        lambda: page.locator("#threshold").fill("900"),
+        lambda: page.locator("#threshold").fill("50"),
+        lambda: page.locator("#opacity").fill("20"),
+        lambda: page.locator("#fill").check(),
+        lambda: page.locator("#show-mask").uncheck(),
+        lambda: page.locator("#show-truth").uncheck(),
+        lambda: page.locator("#sequences span").nth(2).click(),
+        lambda: page.locator("#methods span").nth(1).click(),
+        lambda: page.locator("#channels span").nth(2).click(),
+        lambda: page.locator("#views span").nth(1).click(),
+    ):
+        change()
+        now = opened.picture()
+        assert differ(last, now)
+        last = now
+    assert opened.text("#at-sequence-name") == "t1ce"
+    assert opened.text("#bar-low").startswith("-")
+    page.locator(".ranks[data-method='1'] .go").click()
+
+    # Light and dark.
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.locator("#theme").click()
+    assert page.evaluate(colour) != light
+
+    # Print has the pictures and not the viewer.
+    page.emulate_media(media="print")
+    assert page.locator("#stage").is_hidden()
+    assert page.locator("figure img").count() == 2
+    assert page.locator("figure img").nth(0).is_visible()
+    assert opened.problems == []
+    assert [url for url in opened.requests if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "anisotropic"])
+def test_millimetres_in_every_orientation(
+    make_head: Any, open_page: Callable[..., Opened], orientation: str, tmp_path: Path
+) -> None:
+    scan = make_head((26, 30, 26), 6.0).scan("LPS" if orientation == "anisotropic" else orientation)
+    if orientation == "anisotropic":
+        scan = scan.on(scan.grid.with_spacing((5.0, 4.0, 11.0)))
+    rng = np.random.default_rng(2)
+    data = np.zeros(scan.grid.shape, dtype=int)
+    inside = np.argwhere(scan.foreground())
+    chosen = inside[rng.choice(len(inside), 4, replace=False)]
+    for label, voxel in enumerate(chosen, start=1):
+        data[tuple(voxel)] = label
+    scores = np.array([4.0, 3.0, 2.0, 1.0])
+    values = np.concatenate([[0], scores])[data]
+    why = Explanation(values[None], ("all",), scan.grid, False, "u", (), Labels(data, scan.grid), scores)
+    opened = open_page(report(scan, [why], path=tmp_path / "page.html"))
+    for index, voxel in enumerate(chosen):
+        opened.page.locator("tr[data-label]").nth(index).click()
+        # The readout has one decimal.
+        np.testing.assert_allclose(opened.millimetres(), scan.grid.world(voxel), atol=0.0501)
+        assert float(opened.text("#at-map")) == scores[index]
+        flair = float(opened.text("#at-scan").replace("≥ ", ""))
+        assert flair == pytest.approx(float(scan.channel("flair")[tuple(voxel)]), abs=2)
+    assert opened.problems == []
+
+
+def test_outlines_lie_on_what_they_outline(make_head: Any, open_page: Callable[..., Opened], tmp_path: Path) -> None:
+    scan = make_head((26, 30, 26), 6.0).scan("RAS")
+    blob = np.zeros(scan.grid.shape)
+    x, y, z = np.rint(scan.grid.index([-30, 20, 10])).astype(int)
+    blob[x - 2 : x + 3, y - 4 : y + 2, z - 2 : z + 4] = 1
+    why = Explanation(blob[None], ("all",), scan.grid, False, "u", ())
+    opened = open_page(report(scan, [why], masks=[Labels(blob, scan.grid)], path=tmp_path / "page.html"))
+    opened.page.locator("#views span").nth(1).click()
+    opened.page.locator("#opacity").fill("100")
+    opened.page.locator("#show-mask").uncheck()
+    bare = opened.picture()
+    coloured = np.argwhere(np.ptp(bare, axis=2) > 0.3)
+    opened.page.locator("#show-mask").check()
+    lines = np.argwhere(np.abs(opened.picture() - bare).max(axis=2) > 0.2)
+    ends = [np.stack([found.min(axis=0), found.max(axis=0)]) for found in (lines, coloured)]
+    np.testing.assert_allclose(ends[0].mean(axis=0), ends[1].mean(axis=0), atol=3)
+    # Colours are smoothed over half a voxel, of some 20 pixels, at either end.
+    np.testing.assert_allclose(ends[0], ends[1], atol=12)
+    # Radiological: the patient's left is on the right of the picture, the front on top.
+    assert coloured[:, 1].mean() > bare.shape[1] / 2
+    assert coloured[:, 0].mean() < bare.shape[0] / 2
+
+
+def test_hostile_names_do_nothing(
+    head: Scan, parts_map: Callable[..., Explanation], open_page: Any, tmp_path: Path
+) -> None:
+    nasty = "</script><img src=x onerror=\"document.title='bad'\">"
+    path = report(
+        head, [parts_map(head)] * 2, names=[nasty, nasty], title=nasty, note=nasty, path=tmp_path / "page.html"
+    )
+    opened = open_page(path)
+    opened.settle()
+    assert opened.page.title() == nasty
+    assert opened.page.locator("img[src=x]").count() == 0
+    assert opened.text("h1") == nasty
+    assert opened.problems == []
+
+
+def test_without_webgl_there_are_pictures_and_a_message(
+    head: Scan, parts_map: Callable[..., Explanation], open_page: Any, tmp_path: Path
+) -> None:
+    opened = open_page(report(head, [parts_map(head)], path=tmp_path / "page.html"), without_webgl=True)
+    opened.settle()
+    assert opened.page.locator("#no-viewer").is_visible()
+    assert "WebGL2" in opened.text("#no-viewer")
+    assert opened.page.locator("#viewer").is_hidden()
+    assert opened.page.locator("figure img").is_visible()
+    assert opened.problems == []
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flat_image_and_a_map_of_zeros(open_page: Callable[..., Opened], axis: int, tmp_path: Path) -> None:
+    shape = [40, 50, 30]
+    shape[axis] = 1
+    grid = Grid((shape[0], shape[1], shape[2]), np.diag([-1.0, -1.0, 2.0, 1.0]))
+    data = np.random.default_rng(0).random((1, *shape)) - 0.5
+    scan = Scan(data, grid, ("t1",))
+    mask = Labels(np.zeros(shape), grid)
+    path = report(
+        scan, [Explanation(data * 0, ("all",), grid, True, "u", ())], masks=[mask], path=tmp_path / "page.html"
+    )
+    opened = open_page(path)
+    assert opened.picture("#scene").std() > 0.02
+    assert opened.text("#at-map") == "0"
+    assert opened.problems == []
