@@ -100,7 +100,7 @@ def cohort_report(
         "between": shown[few : len(shown) - few],
         "tables": {name: (lines[0], lines[1:]) for name, lines in tables.items() if len(lines) > 1},
         "kinds": [(kind, meaning) for kind, meaning in facts.KINDS.items() if kind in found],
-        "network_free": NETWORK_FREE,
+        "needs_no_network": _needs_no_network,
         "provenance": json.dumps(facts.without_folders(provenance), indent=2, default=str, ensure_ascii=False),
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -109,6 +109,11 @@ def cohort_report(
     style = (folder / "page.css").read_text(encoding="utf-8") + (folder / "cohort.css").read_text(encoding="utf-8")
     write_text(template.render(style=style, **context), path)
     return path
+
+
+def _needs_no_network(row: str) -> bool:
+    """Whether a row, or what it is the best grouping of, comes without a network."""
+    return row.removesuffix("/best-grouping") in NETWORK_FREE
 
 
 def _shown(picture: CasePicture) -> dict[str, str]:
@@ -143,7 +148,7 @@ def _strip(distribution: Distribution) -> dict[str, Any]:
     return {
         "row": distribution.row,
         "kind": distribution.kind,
-        "free": distribution.row in NETWORK_FREE,
+        "free": _needs_no_network(distribution.row),
         "points": points,
         "quartiles": [round(float(value) * _WIDTH, 1) for value in quartiles],
         "interval": [round(end * _WIDTH, 1) for end in ends] if len(ends) == 3 else None,

@@ -345,7 +345,7 @@
     });
   }
 
-  // The axial slice takes the whole height; beside it coronal and sagittal at one scale, the 3D view below them. Tiles
+  // The axial slice takes the whole height, where there is the width for it; beside it coronal and sagittal at one scale, the 3D view below them. Tiles
   // have the proportions of their slices, so that nothing is letterboxed and outlines need no more than a tile's box.
   function layOut() {
     const chosen = document.querySelector("input[name=view]:checked");
@@ -363,6 +363,13 @@
     const pad = 8;
     if (kind !== ALL) {
       nv.setCustomLayout([tile(kind, pad, pad, wide - 2 * pad, high - 2 * pad)]);
+      return;
+    }
+    if (wide < 1.25 * high) {
+      // A narrow window: two by two.
+      const [w, h] = [wide / 2 - 1.5 * pad, high / 2 - 1.5 * pad];
+      const [x, y] = [wide / 2 + pad / 2, high / 2 + pad / 2];
+      nv.setCustomLayout([tile(0, pad, pad, w, h), tile(1, x, pad, w, h), tile(2, pad, y, w, h), tile(4, x, y, w, h)]);
       return;
     }
     const first = Math.min(0.5 * wide, ((high - 2 * pad) * mm[0]) / mm[1] + 2 * pad);
