@@ -345,8 +345,9 @@
     });
   }
 
-  // The axial slice takes the whole height, where there is the width for it; beside it coronal and sagittal at one scale, the 3D view below them. Tiles
-  // have the proportions of their slices, so that nothing is letterboxed and outlines need no more than a tile's box.
+  // Where there is the width for it the axial slice takes the whole height; beside it coronal and sagittal at one
+  // scale, the 3D view below them. Tiles have the proportions of their slices, so that nothing is letterboxed and
+  // outlines need no more than a tile's box.
   function layOut() {
     const chosen = document.querySelector("input[name=view]:checked");
     const kind = data.flat === null ? Number(chosen.value) : { 2: 0, 1: 1, 0: 2 }[data.flat];
