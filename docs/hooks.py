@@ -66,7 +66,7 @@ def relinked(markdown: str, source: str, page: str) -> str:
 
 def option_table(name: str) -> str:
     """The options of the explainer of that name in Markdown, from its fields."""
-    from voxplain.cli import known_explainers
+    from voxplain.commands.explain import known_explainers
 
     rows = [
         f"| `{field.name}` | `{field.default!r}` | {field.metadata['help']} |"

@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 _BELOW_CLI = set(ALLOWED)
 ALLOWED["studies"] = ALLOWED["cohort"] = _BELOW_CLI
-ALLOWED["cli"] = _BELOW_CLI | {"studies", "cohort"}
+ALLOWED["commands"] = _BELOW_CLI | {"studies", "cohort"}
+ALLOWED["cli"] = ALLOWED["commands"] | {"commands"}
 ALLOWED["__init__"] = _BELOW_CLI | {"cohort"}
 
 # What these rooms may import from outside, the standard library apart.

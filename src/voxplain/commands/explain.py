@@ -1,0 +1,140 @@
+"""`voxplain explain METHOD`: one sub-command per explainer, its flags the explainer's own fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import voxplain.explain
+from voxplain import segment
+from voxplain.commands.options import out_console, scan_files
+from voxplain.compute import Compute
+from voxplain.datasets.brats import SEQUENCES
+from voxplain.errors import InputError
+from voxplain.explain.explainer import Explainer
+from voxplain.explanation import Explanation
+from voxplain.io.atomic import output_folder
+from voxplain.io.bundle import load_model
+from voxplain.io.nifti import read_sequences
+from voxplain.io.sequences import canonical, without_suffix
+from voxplain.results import print_ranks, write_results
+from voxplain.scan import Labels
+from voxplain.target import ClassScore
+
+
+def known_explainers() -> dict[str, type[Explainer]]:
+    """Every explainer of voxplain by its name on the command line."""
+    kinds = [getattr(voxplain.explain, name) for name in voxplain.explain.__all__]
+    return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name)}
+
+
+def explain_command(kind: type[Explainer]) -> Callable[..., None]:
+    """A sub-command whose flags are the explainer's own fields, followed by what every explanation needs."""
+
+    def option(name: str, annotation: Any, default: Any, *declaration: str, **settings: Any) -> inspect.Parameter:
+        info = typer.Option(*declaration, **settings)
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
+        )
+
+    required = inspect.Parameter.empty
+    fields = dataclasses.fields(kind)
+    types = {"str": str, "int": int, "float": float, "bool": bool, "str | None": str | None}
+    parameters = [
+        option("model", str, required, help="shipped name, folder, TorchScript file or python:pkg.mod:factory"),
+        option("out", Path, required, help="folder for the results"),
+        option("scan", Path | None, None, help="patient folder in BraTS layout"),
+        *(option(name, list[Path] | None, None, help=f"{name} file") for name in SEQUENCES),
+        option("sequence", list[str] | None, None, help="another sequence, name=file.nii.gz; may come several times"),
+        *(option(f.name, types[str(f.type)], f.default, help=f.metadata["help"]) for f in fields if f.name != "mask"),
+        *(
+            option("parts_mask", str, f.default, "--parts-mask", help=f.metadata["help"])
+            for f in fields
+            if f.name == "mask"
+        ),
+        option("target", str | None, None, help="class to explain; the card's first by default"),
+        option("mask_rule", str, "otsu", "--mask", help="otsu, multi-otsu, top:N (ranks) or fixed:VALUE"),
+        option("smallest", float, 0.0, help="drop components of the mask below this volume in mm^3"),
+        option("components", int | None, None, help="keep this many of the mask's largest components per region"),
+        option("card", Path | None, None, help="model card (JSON) for TorchScript files and Python factories"),
+        option("seed", int, 0, help="seed of everything random"),
+        option("device", str, "auto", help="auto, cpu, cuda or cuda:N"),
+        option("memory", str, "2GB", help="limit for one batch of inputs and activations, such as 4GB"),
+        option("batch_size", int | None, None, help="inputs at a time; follows from --memory by default"),
+        option("threads", int | None, None, help="CPU threads"),
+    ]
+
+    def command(**given: Any) -> None:
+        options = {f.name: given["parts_mask" if f.name == "mask" else f.name] for f in fields}
+        _explain(kind, options, given)
+
+    command.__doc__ = inspect.getdoc(kind)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]) -> None:
+    compute = Compute(
+        device=run["device"],
+        memory=run["memory"],
+        threads=run["threads"],
+        batch_size=run["batch_size"],
+        progress=True,
+    )
+    explainer = kind(**options)
+    output_folder(run["out"])
+    make_mask = _mask_rule(run["mask_rule"])
+    sequences = [f"{name}={path}" for name in SEQUENCES for path in run[name] or []]
+    files = scan_files(run["scan"], [*sequences, *(run["sequence"] or [])])
+    scan = read_sequences(files)
+    model = load_model(run["model"], run["card"])
+    target = ClassScore(run["target"] or model.card.classes[0])
+    explanation = explainer(model, scan, target=target, seed=run["seed"], compute=compute)
+    mask = make_mask(
+        explanation,
+        smallest=run["smallest"],
+        components=run["components"],
+        mask=Labels(scan.foreground(), scan.grid),
+    )
+    sources = {canonical(name): path for name, path in files.items()}
+    # Data sets name a case by its folder, and its files NAME_flair or NAME-t2f.
+    known = {path.resolve().parent.name for path in sources.values()}
+    known |= {re.sub(r"[_-][A-Za-z0-9]+$", "", without_suffix(path)) for path in sources.values()}
+    seen = not known.isdisjoint(model.card.training_ids)
+    paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"], sources=sources, seen=seen)
+    _print_results(explanation, mask, paths)
+
+
+def _mask_rule(rule: str) -> Callable[..., Labels]:
+    """What makes the mask: otsu, multi-otsu, top:N or fixed:VALUE; read before the work begins."""
+    kind, _, argument = rule.partition(":")
+    try:
+        if rule == "otsu":
+            return segment.otsu
+        if rule == "multi-otsu":
+            return segment.multi_otsu
+        if kind == "top":
+            return partial(segment.top_ranks, count=int(argument))
+        if kind == "fixed":
+            return partial(segment.fixed, threshold=float(argument))
+    except ValueError:
+        pass
+    raise InputError(f"--mask is otsu, multi-otsu, top:N (ranks) or fixed:VALUE; got {rule!r}")
+
+
+def _print_results(explanation: Explanation, mask: Labels, paths: dict[str, Path]) -> None:
+    for region in explanation.regions:
+        verdict = "positive" if region.positive else "negative: its mask is left empty"
+        out_console.print(f"{region.name}: probability {region.probability:.3f}, {verdict}", highlight=False)
+    print_ranks(explanation, out_console)
+    out_console.print(f"mask: {mask.volume:.1f} ml", highlight=False)
+    for name, path in paths.items():
+        out_console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
