@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from voxplain.calibration import platt_scaling, rescale
+from voxplain.calibration import platt_scaling
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(-20, 20), st.integers(2, 30), st.integers(2, 60))
@@ -46,11 +45,3 @@ def test_scores_that_run_the_wrong_way_or_do_not_differ_are_left_alone():
 def test_one_label_is_refused():
     with pytest.raises(ValueError, match="label 0 and of label 1"):
         platt_scaling(np.array([1.0, 2.0]), np.array([1, 1]))
-
-
-def test_a_rescaled_layer_gives_the_scaled_score():
-    layer = torch.nn.Linear(3, 1)
-    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    before = layer(inputs).detach()
-    rescale(layer, 2.5, -0.75)
-    torch.testing.assert_close(layer(inputs), 2.5 * before - 0.75)

@@ -29,6 +29,10 @@ CARD: dict[str, Any] = {"name": "n", "channels": ("t1", "t2"), "classes": ("tumo
         ({"channels": "flair"}, "channels is a list; got 'flair'"),
         ({"threshold": 0}, "probability between 0 and 1"),
         ({"threshold": 1}, "probability between 0 and 1"),
+        ({"calibration": (0, 1)}, "calibration is a scale above 0 and a shift"),
+        ({"calibration": (-1, 1)}, "calibration is a scale above 0 and a shift"),
+        ({"calibration": (1,)}, "calibration is a scale above 0 and a shift"),
+        ({"calibration": (1, float("nan"))}, "calibration is a scale above 0 and a shift"),
         ({"spacing": (1, 1)}, "spacing is three positive numbers"),
         ({"spacing": (1, 0, 1)}, "spacing is three positive numbers"),
         ({"spacing": (1, float("nan"), 1)}, "spacing is three positive numbers"),
@@ -48,6 +52,12 @@ def test_lists_become_tuples_and_back() -> None:
     assert card.channels == ("t1", "t2")
     assert card.spacing == (1, 2, 3)
     assert Card.from_dict(card.to_dict()) == card
+
+
+@pytest.mark.parametrize("calibration", [("a", "b"), (None, 1), 2])
+def test_a_calibration_of_the_wrong_kind_is_refused(calibration: Any) -> None:
+    with pytest.raises(InputError, match="calibration"):
+        Card(**CARD, calibration=calibration)
 
 
 def test_the_seen_cases_are_those_trained_on_and_those_that_chose_the_epoch() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
-from torch import nn
 
 
 def platt_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -44,10 +42,3 @@ def platt_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]
     if slope <= 0:
         return 1.0, 0.0
     return float(slope / spread), float(intercept - slope * centre / spread)
-
-
-@torch.no_grad()
-def rescale(layer: nn.Linear, scale: float, shift: float) -> None:
-    """Fold scale and shift into the layer that gives the raw score, so that the network itself is calibrated."""
-    layer.weight.mul_(scale)
-    layer.bias.mul_(scale).add_(shift)

@@ -17,8 +17,9 @@ from voxplain.scan import Labels, frozen_array
 class Region:
     """A box of the scan that the network judged on its own: the whole scan, or one half.
 
-    `box` is (start, stop) in voxels of the scan's grid for each axis; `probability` and `logit` are what the network
-    said of the explained class; `positive` whether the probability reaches the card's threshold.
+    `box` is (start, stop) in voxels of the scan's grid for each axis; `logit` is the network's raw score of the
+    explained class, `probability` what it comes to after the card's calibration, and `positive` whether that reaches
+    the card's threshold.
     """
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class Card:
         classes: one name per output; a single sigmoid output has one class.
         activation: "sigmoid" (each output on its own) or "softmax".
         threshold: probability from which a region counts as positive.
+        calibration: (scale, shift) of the raw score that make its activation a probability that can be read as one;
+            what is said of a region goes through it, what is explained is the network's own score.
         spatial_dims: 3, or 2 for networks that read images (scans with Z = 1).
         spacing: voxel size in mm that the network was trained on; None takes the scan's own.
         orientation: axis codes such as "LPS"; None takes the scan's own.
@@ -63,6 +65,7 @@ class Card:
     classes: tuple[str, ...]
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threshold: float = 0.5
+    calibration: tuple[float, float] = (1.0, 0.0)
     spatial_dims: Literal[2, 3] = 3
     spacing: tuple[float, float, float] | None = None
     orientation: str | None = None
@@ -78,12 +81,13 @@ class Card:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("channels", "classes", "spacing", "shape"):
+        for name in ("channels", "classes", "calibration", "spacing", "shape"):
             value = getattr(self, name)
-            if isinstance(value, str):
+            if value is None and name in ("spacing", "shape"):
+                continue
+            if isinstance(value, str) or not isinstance(value, Sequence):
                 raise InputError(f"the card's {name} is a list; got {value!r}")
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(value))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 given = ", ".join(map(str, allowed))
@@ -100,6 +104,9 @@ class Card:
                 raise InputError(f"the card's {name} come twice: {', '.join(getattr(self, name))}")
         if not 0 < self.threshold < 1:
             raise InputError(f"the card's threshold is a probability between 0 and 1; got {self.threshold}")
+        numbers = [value for value in self.calibration if isinstance(value, int | float) and math.isfinite(value)]
+        if len(self.calibration) != 2 or len(numbers) != 2 or numbers[0] <= 0:
+            raise InputError(f"the card's calibration is a scale above 0 and a shift; got {self.calibration}")
         for name in ("spacing", "shape"):
             value = getattr(self, name)
             if value is not None and (len(value) != 3 or not all(0 < size < math.inf for size in value)):
@@ -122,6 +129,11 @@ class Card:
     def to_dict(self) -> dict[str, Any]:
         """The card as plain data, for `model.json`."""
         return dataclasses.asdict(self)
+
+    def calibrated(self, output: torch.Tensor) -> torch.Tensor:
+        """The raw score of any shape, scaled and shifted by the calibration."""
+        scale, shift = self.calibration
+        return scale * output + shift
 
     @property
     def training_ids(self) -> frozenset[str]:

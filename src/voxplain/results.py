@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,13 +41,14 @@ def write_results(
     *,
     rule: str,
     sources: Mapping[str, Path] | None = None,
-    seen: bool = False,
+    seen: bool | None = None,
 ) -> dict[str, Path]:
     """Write the map `NAME.nii.gz`, `NAME-mask.nii.gz` and the provenance `NAME.json`.
 
     Maps of parts also leave `NAME-parts.nii.gz` and `NAME-ranks.tsv`. `name` is the method's, so that several methods
     share a folder. The provenance keeps `rule`, how the mask was made; `sources`, the scan's files by sequence, by
-    which `voxplain report` finds the scan again; and `seen`, whether the network was trained on this scan.
+    which `voxplain report` finds the scan again; and `seen`, whether the network was trained on this scan, None where
+    nobody knows. Fingerprints of map and mask tell whether the files are still those of this run.
 
     Returns:
         The paths, by what they hold.
@@ -64,6 +66,7 @@ def write_results(
     content = {**explanation.provenance, "unit": explanation.unit, "signed": explanation.signed}
     content["channels"] = list(explanation.channels)
     content["mask"] = {"rule": rule, "volume_ml": round(mask.volume, 3)}
+    content["fingerprints"] = {"map": _fingerprint(explanation.map), "mask": _fingerprint(mask.data)}
     content["seen"] = seen
     if sources is not None:
         content["sources"] = {sequence: str(path.resolve()) for sequence, path in sources.items()}
@@ -82,7 +85,8 @@ def read_results(folder: str | Path) -> list[Result]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"expected a folder of results; there is no folder {folder}")
+        wrong = f"{folder} is a file" if folder.is_file() else f"there is no folder {folder}"
+        raise InputError(f"expected a folder of results; {wrong}")
     names = _result_names(folder)
     if not names:
         raise InputError(
@@ -90,6 +94,11 @@ def read_results(folder: str | Path) -> list[Result]:
             "`voxplain explain METHOD ... --out FOLDER` writes them: run it first, or name the folder that it wrote"
         )
     return [_read_result(folder, name) for name in names]
+
+
+def _fingerprint(values: np.ndarray) -> str:
+    """A hash of the values of a map or mask; -0 and 0 are one number to it."""
+    return hashlib.sha256((values + values.dtype.type(0)).tobytes()).hexdigest()[:16]
 
 
 def _result_names(folder: Path) -> list[str]:
@@ -130,11 +139,20 @@ def _read_result(folder: Path, name: str) -> Result:
         mask = read_labels(folder / f"{name}-mask.nii.gz")
         if difference := grid.difference(mask.grid):
             raise InputError(f"map and mask lie on different grids: {difference}")
-        if abs(mask.volume - content["mask"]["volume_ml"]) > 0.001:
+        if not np.isfinite(values).all():
+            raise InputError("the map is NaN or infinite somewhere")
+        if not abs(mask.volume - content["mask"]["volume_ml"]) <= 0.001:
             raise InputError(
                 f"the mask holds {mask.volume:.3f} ml, but {name}.json says {content['mask']['volume_ml']:.3f} ml: "
                 "they are of different runs"
             )
+        # Older results name no fingerprints.
+        known = content.get("fingerprints", {})
+        for what, found in (("map", values), ("mask", mask.data)):
+            if known.get(what) not in (None, _fingerprint(found)):
+                raise InputError(f"the {what} is not the one that {name}.json speaks of: they are of different runs")
+        if wrong := [key for key in ("model", "options", "target") if not isinstance(content.get(key, {}), dict)]:
+            raise TypeError(f"{wrong[0]} is no table of names and values")
         if not isinstance(content["scan"]["fingerprint"], str) or not isinstance(content["scan"]["channels"], list):
             raise TypeError("it does not name its scan")
         parts, scores = _read_parts(folder, name, values) if has_parts else (None, None)
@@ -161,10 +179,16 @@ def _region(content: dict[str, Any]) -> Region:
     return Region(
         name=str(content["name"]),
         box=((int(x0), int(x1)), (int(y0), int(y1)), (int(z0), int(z1))),
-        probability=float(content["probability"]),
+        probability=_probability(content["probability"]),
         logit=float(content["logit"]),
         positive=bool(content["positive"]),
     )
+
+
+def _probability(value: Any) -> float:
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"a probability of {value}")
+    return float(value)
 
 
 def _read_parts(folder: Path, name: str, values: np.ndarray) -> tuple[Labels, np.ndarray]:

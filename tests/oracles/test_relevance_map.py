@@ -256,3 +256,15 @@ def test_a_network_that_is_sure_still_ranks_its_parts() -> None:
     np.testing.assert_allclose(single.total, expected, rtol=0, atol=1e-5 * expected.max())
     # Logits near 14 are themselves known to a millionth only.
     np.testing.assert_allclose(batches.total, expected, rtol=0, atol=1e-4 * expected.max())
+
+
+def test_calibration_changes_what_is_said_and_not_what_is_explained() -> None:
+    plain = vx.RelevanceMap(partition="cubes:8")(model(), scan(), compute=CPU)
+    calibrated = vx.RelevanceMap(partition="cubes:8")(model(calibration=(3.0, -1.0)), scan(), compute=CPU)
+    np.testing.assert_array_equal(calibrated.map, plain.map)
+    (before,), (after,) = plain.regions, calibrated.regions
+    assert after.logit == before.logit
+    assert before.probability == pytest.approx(1 / (1 + np.exp(-before.logit)))
+    assert after.probability == pytest.approx(1 / (1 + np.exp(-(3 * before.logit - 1))))
+    assert after.positive == (after.probability >= 0.5)
+    assert calibrated.provenance["model"]["calibration"] == [3.0, -1.0]

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 import voxplain as vx
+from voxplain.calibration import platt_scaling
 from voxplain.datasets.brats import cases as brats_cases
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import split
@@ -175,6 +176,37 @@ def test_folds_and_final_on_disk(trained: Path, patients: list[Case]) -> None:
     assert "not a medical device" in final.card.description
 
 
+def test_networks_are_calibrated_on_labels_of_known_halves_and_the_final_one_on_unseen_ones(trained: Path) -> None:
+    folds = [read(trained / f"fold{index}" / "metrics.json") for index in range(3)]
+    for index, metrics in enumerate(folds):
+        card = vx.load_model(trained / f"fold{index}").card
+        scale, shift = card.calibration
+        assert card.threshold == 0.5
+        # 3 training patients and 1 validating one, two halves each.
+        assert card.training["calibration"]["n_halves"] == 8
+        for line in metrics["predictions"]:
+            expected = 1 / (1 + np.exp(-(scale * line["logit"] + shift)))
+            assert line["probability"] == pytest.approx(expected, abs=1e-5)
+    unseen = [line for metrics in folds for line in metrics["predictions"]]
+    final = vx.load_model(trained / "final").card
+    logits, labels = (np.array([line[name] for line in unseen]) for name in ("logit", "label"))
+    assert final.calibration == pytest.approx(platt_scaling(logits, labels), abs=1e-4)
+    assert final.training["calibration"] == {
+        "method": "Platt 1999",
+        "labels": "the test halves of the folds",
+        "n_halves": 12,
+    }
+
+
+def test_a_final_network_without_its_folds_is_calibrated_on_what_it_was_trained_on(
+    patients: list[Case], tmp_path: Path
+) -> None:
+    train_final(patients, tmp_path, preset="tiny", compute=CPU)
+    card = vx.load_model(tmp_path / "final").card
+    assert card.training["calibration"]["labels"] == "the training halves"
+    assert "the training halves" in (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+
+
 def test_finished_trainings_are_kept(trained: Path, patients: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     monkeypatch.setattr(hemispheres, "train", no_training)
@@ -262,11 +294,11 @@ def test_evaluate_writes_tables_and_goes_on_after_a_stop(
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, patients, tmp_path, explainers=explainers(), compute=CPU, console=quiet())
     ids = [case.id for case in patients]
-    assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == ids[:2]
+    assert sorted(path.stem for path in (tmp_path / "cases").glob("*.json")) == ids[:2]
     assert not (tmp_path / "scores.tsv").exists()
     summary = evaluate(model, patients, tmp_path, explainers=explainers(), compute=CPU, console=quiet())
     assert asked == [*ids[:3], *ids[2:]]
-    expected = ["cases", "cases.tsv", "provenance.json", "scores.tsv", "tables.md"]
+    expected = ["cases", "cases.tsv", "provenance.json", "report.html", "scores.tsv", "tables.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
     kinds = pd.read_csv(tmp_path / "cases.tsv", sep="\t").groupby("case")["kind"].agg(set)
     for case in patients:
@@ -276,6 +308,13 @@ def test_evaluate_writes_tables_and_goes_on_after_a_stop(
     again = evaluate(model, patients, tmp_path, explainers=explainers(), compute=CPU, console=quiet())
     assert asked == []
     pd.testing.assert_frame_equal(again, summary)
+    # A picture that is gone is drawn again, and every case stands on the page.
+    (tmp_path / "cases" / f"{ids[1]}.webp").unlink()
+    evaluate(model, patients, tmp_path, explainers=explainers(), compute=CPU, console=quiet())
+    assert asked == [ids[1]]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp;base64,") == len(ids)
+    assert all(name in page for name in ids)
 
 
 @pytest.mark.parametrize("change", ["threshold", "options", "seed", "ids"])
@@ -284,7 +323,7 @@ def test_evaluate_scores_again_what_would_come_out_otherwise(
 ) -> None:
     asked: list[str] = []
 
-    def counting(case: Case, model: vx.Model, methods: object, *, seed: int, **_: object) -> pd.DataFrame:
+    def counting(case: Case, scan: object, tumour: object, model: vx.Model, *_: object, **__: object) -> pd.DataFrame:
         asked.append(case.id)
         line = (case.id, case.patient, 0, "left", "halves", "map/otsu", "dice", "deployable", model.card.threshold)
         return pd.DataFrame([line], columns=list(CASE_COLUMNS))

@@ -108,7 +108,8 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     # Data sets name a case by its folder, and its files NAME_flair or NAME-t2f.
     known = {path.resolve().parent.name for path in sources.values()}
     known |= {re.sub(r"[_-][A-Za-z0-9]+$", "", without_suffix(path)) for path in sources.values()}
-    seen = not known.isdisjoint(model.card.training_ids)
+    # A card that does not list what its network was trained on leaves the question open.
+    seen = not known.isdisjoint(model.card.training_ids) if model.card.training_ids else None
     paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"], sources=sources, seen=seen)
     _print_results(explanation, mask, paths)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -92,7 +93,7 @@ def evaluate_hemispheres(
         compute=compute_of(device, memory, threads),
         console=out_console,
     )
-    out_console.print(f"tables: {out / 'scores.tsv'}, {out / 'cases.tsv'}", highlight=False, soft_wrap=True)
+    _print_paths(out)
 
 
 def study_hemispheres(
@@ -123,4 +124,9 @@ def study_hemispheres(
         compute=compute_of(device, memory, threads),
         console=out_console,
     )
+    _print_paths(out)
+
+
+def _print_paths(out: Path) -> None:
     out_console.print(f"tables: {out / 'scores.tsv'}, {out / 'cases.tsv'}", highlight=False, soft_wrap=True)
+    out_console.print(f"report: {out / 'report.html'}  (open it in a browser)", highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,9 @@ from voxplain.commands.options import SequenceFile, out_console, scan_files
 from voxplain.errors import InputError
 from voxplain.io.nifti import read_labels, read_sequences
 from voxplain.results import Result, read_results
-from voxplain.scan import Scan
+from voxplain.scan import Labels, Scan
+
+_PHANTOM = "phantom (software check)"
 
 
 def report_results(
@@ -24,41 +27,72 @@ def report_results(
     sequence: Annotated[list[str] | None, typer.Option(help="another sequence, name=file.nii.gz")] = None,
     truth: Annotated[Path | None, typer.Option(help="expert mask, NIfTI; anything above 0 is inside")] = None,
     title: Annotated[str | None, typer.Option(help="title of the page")] = None,
-    note: Annotated[str | None, typer.Option(help="a banner, such as 'phantom (software check)'")] = None,
+    note: Annotated[str | None, typer.Option(help="a banner; phantoms have one by themselves")] = None,
     out: Annotated[Path | None, typer.Option(help="the page; report.html in the first folder by default")] = None,
 ) -> None:
     """Show results in one HTML page that opens without a network: viewer, ranks, and how far to believe them."""
     from voxplain.report.page import report
 
-    found = [result for folder in results for result in read_results(folder)]
+    found, names = _results_in(results)
     given = {"flair": flair, "t1": t1, "t1ce": t1ce, "t2": t2}
     named = [*(f"{name}={path}" for name, path in given.items() if path is not None), *(sequence or [])]
     files = scan_files(scan, named) if scan is not None or named else None
+    if files is None:
+        files = _noted_files(found)
     path = report(
         _explained_scan(found, files),
         [result.explanation for result in found],
         masks=[result.mask for result in found],
-        truth=None if truth is None else read_labels(truth),
-        names=[result.name for result in found],
+        truth=None if truth is None else _expert_mask(truth),
+        names=names,
         title=title,
-        note=note,
+        note=_PHANTOM if note is None and _is_phantom(files) else note,
         path=out or results[0] / "report.html",
     )
     out_console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _explained_scan(results: list[Result], files: dict[str, Path] | None) -> Scan:
-    """The scan that the results speak of, from the files given, or from those that `explain` noted down."""
+def _results_in(folders: list[Path]) -> tuple[list[Result], list[str]]:
+    """The results of all folders and their names; those that share a name are told apart by their folders."""
+    whole = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, full in zip(folders, whole, strict=True) if whole.count(full) > 1]:
+        raise InputError(f"the folder {twice[0]} is given twice; give each folder once")
+    found = [(folder, result) for folder in whole for result in read_results(folder)]
+    names = [result.name for _, result in found]
+    told = [name if names.count(name) == 1 else f"{name} ({folder.name})" for (folder, _), name in zip(found, names, strict=True)]
+    return [result for _, result in found], told
+
+
+def _expert_mask(path: Path) -> Labels:
+    try:
+        return read_labels(path)
+    except InputError as error:
+        raise InputError(
+            f"--truth {path} is no expert mask: {error}; give one 3D file of whole numbers, 0 outside"
+        ) from error
+
+
+def _is_phantom(files: Mapping[str, Path]) -> bool:
+    """Whether the scan lies in a folder that `voxplain phantom` made."""
+    return any((path.resolve().parent / "phantom.json").is_file() for path in files.values())
+
+
+def _noted_files(results: list[Result]) -> dict[str, Path]:
+    """The scan's files by sequence, as `explain` noted them down."""
     noted = {name: Path(path) for r in results for name, path in r.explanation.provenance.get("sources", {}).items()}
-    if files is None:
-        if lost := [path for path in noted.values() if not path.is_file()]:
-            raise InputError(f"the scan is not where it was explained: there is no file {lost[0]}; give it with --scan")
-        if not noted:
-            raise InputError("these results do not say where their scan lies; give it with --scan")
-    whole = read_sequences(files or noted)
+    if lost := [path for path in noted.values() if not path.is_file()]:
+        raise InputError(f"the scan is not where it was explained: there is no file {lost[0]}; give it with --scan")
+    if not noted:
+        raise InputError("these results do not say where their scan lies; give it with --scan")
+    return noted
+
+
+def _explained_scan(results: list[Result], files: Mapping[str, Path]) -> Scan:
+    """The scan in these files, which must be the one that the results speak of."""
+    whole = read_sequences(files)
     for result in results:
         stated = result.explanation.provenance["scan"]
-        where = ", ".join(path.name for path in (files or noted).values())
+        where = ", ".join(path.name for path in files.values())
         if missing := [name for name in stated["channels"] if name not in whole.channels]:
             raise InputError(
                 f"{result.name} explains a scan with {', '.join(stated['channels'])}; {', '.join(missing)} is missing "

@@ -29,7 +29,8 @@ class Probe:
     Attributes:
         prepared: the region as the network reads it.
         input: the network's input, float32 (C, X, Y, Z), on the CPU, read-only.
-        logit, probability: the target's score on the clean input.
+        logit, probability: the target's score on the clean input, which is what is explained.
+        calibrated: the probability after the card's calibration, which is what is said of the region.
         rng: the only source of randomness.
         forwards, backwards: how many inputs went through the network so far, each way.
     """
@@ -47,6 +48,7 @@ class Probe:
         self.batch_size = meter.batch_size(clean, compute)
         self.logit = float(target.logit(output, model.card)[0])
         self.probability = float(target.probability(output, model.card)[0])
+        self.calibrated = float(target.probability(model.card.calibrated(output), model.card)[0])
 
     def scores(self, inputs: np.ndarray, scale: str) -> np.ndarray:
         """The target's "probability" or "logit" for each of a batch of inputs (B, C, X, Y, Z); (B,) float64."""

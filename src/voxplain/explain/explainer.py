@@ -107,6 +107,7 @@ class Explainer(ABC):
                 "name": model.card.name,
                 "fingerprint": model.fingerprint,
                 "threshold": model.card.threshold,
+                "calibration": list(model.card.calibration),
             },
             "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
             "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},
@@ -224,9 +225,9 @@ def _assemble(
         region = Region(
             prepared.name,
             prepared.box,
-            probability=probe.probability,
+            probability=probe.calibrated,
             logit=probe.logit,
-            positive=probe.probability >= model.card.threshold,
+            positive=probe.calibrated >= model.card.threshold,
         )
         regions.append(region)
         target = scan.grid.window([start for start, _ in region.box], [stop - start for start, stop in region.box])

@@ -80,9 +80,11 @@ def cohort_report(
         InputError: the page cannot be written, or a distribution holds a value outside 0 to 1.
     """
     path = Path(path)
-    ordered = sorted(pictures, key=lambda picture: (-picture.value, picture.case))
-    few = min(ends, len(ordered) // 2)
+    ordered = sorted(pictures, key=lambda picture: (np.isnan(picture.value), -picture.value, picture.case))
     shown = [_shown(picture) for picture in ordered]
+    # A case without a figure is neither among the best nor among the worst.
+    count = sum(not np.isnan(picture.value) for picture in ordered)
+    few = min(ends, count // 2)
     found = [distribution.kind for distribution in distributions] + [
         line[1] for lines in tables.values() for line in lines[1:]
     ]
@@ -95,9 +97,10 @@ def cohort_report(
         "width": _WIDTH,
         "height": _HEIGHT,
         "pictured": pictured,
+        "pictured_kinds": list(dict.fromkeys(d.kind for d in distributions if d.row == pictured)),
         "best": shown[:few],
-        "worst": shown[len(shown) - few :][::-1],
-        "between": shown[few : len(shown) - few],
+        "worst": shown[count - few : count][::-1],
+        "between": shown[few : count - few] + shown[count:],
         "tables": {name: (lines[0], lines[1:]) for name, lines in tables.items() if len(lines) > 1},
         "kinds": [(kind, meaning) for kind, meaning in facts.KINDS.items() if kind in found],
         "needs_no_network": _needs_no_network,
@@ -119,7 +122,7 @@ def _needs_no_network(row: str) -> bool:
 def _shown(picture: CasePicture) -> dict[str, str]:
     return {
         "case": picture.case,
-        "value": f"{picture.value:.2f}",
+        "value": "–" if np.isnan(picture.value) else f"{picture.value:.2f}",
         "words": picture.words,
         "source": "data:image/webp;base64," + base64.b64encode(picture.picture).decode("ascii"),
     }
@@ -152,7 +155,7 @@ def _strip(distribution: Distribution) -> dict[str, Any]:
         "points": points,
         "quartiles": [round(float(value) * _WIDTH, 1) for value in quartiles],
         "interval": [round(end * _WIDTH, 1) for end in ends] if len(ends) == 3 else None,
-        "words": "-" if np.isnan(distribution.mean) else f"{distribution.mean:.2f}",
+        "words": "–" if np.isnan(distribution.mean) else f"{distribution.mean:.2f}",
         "interval_words": f"[{distribution.low:.2f}, {distribution.high:.2f}]" if len(ends) == 3 else "",
         "n": distribution.n,
     }

@@ -51,7 +51,8 @@ class FigureRow:
 class FigureTable:
     """The figures of one scan, its columns as (name, meaning), and the gain over the network-free rows in words.
 
-    `beaten` says whether any map row has a higher Dice than the best network-free row.
+    `beaten` says whether any map row has a higher Dice than the best network-free row, on a scan that its network has
+    not seen.
     """
 
     columns: tuple[tuple[str, str], ...]
@@ -171,6 +172,17 @@ def _group(row: str, kind: str) -> str:
     return "free" if row.startswith(NETWORK_FREE) else "map"
 
 
+def is_taken(name: str) -> bool:
+    """Whether a map of this name would be counted among what needs no network, or among the ceilings."""
+    return _group(name, "") != "map"
+
+
+def seen(explanation: Explanation) -> bool | None:
+    """Whether the network was trained on this scan; None where that is not recorded."""
+    value = explanation.provenance.get("seen")
+    return None if value is None else bool(value)
+
+
 def _best_free(figures: pd.DataFrame, groups: Sequence[str]) -> int | None:
     """The position of the network-free row with the highest Dice."""
     if "dice" not in figures:
@@ -185,26 +197,31 @@ def _gains(figures: pd.DataFrame, groups: Sequence[str], best: int | None) -> tu
         return None, False, ()
     opponent = f"the best of what needs no network, {figures['row'].iloc[best]}"
     bar = round(float(figures["dice"].iloc[best]), 3)
+    bar_words = f"{bar:.3f}, {figures['kind'].iloc[best]}"
     found = [
-        (str(row), round(float(value), 3))
-        for row, value, group in zip(figures["row"], figures["dice"], groups, strict=True)
+        (str(row), str(kind), round(float(value), 3))
+        for row, kind, value, group in zip(figures["row"], figures["kind"], figures["dice"], groups, strict=True)
         if group == "map" and np.isfinite(value)
     ]
     if not found:
         return None, False, ()
-    said = tuple(f"{row}: Dice {value:.3f}, {value - bar:+.3f}".replace("-0.", "−0.") for row, value in found)
-    won = sum(value > bar for _, value in found)
+    said = tuple(
+        f"{row}: Dice {value:.3f} ({kind}), {value - bar:+.3f}".replace("-0.", "−0.") for row, kind, value in found
+    )
+    won = sum(value > bar for *_, value in found)
+    # On a scan of the training nothing is won.
+    beaten = any(value > bar and kind != "seen" for _, kind, value in found)
     if len(found) == 1:
-        row, value = found[0]
+        row, kind, value = found[0]
         words = "beats" if won else "does not beat"
         gain = f"{value - bar:+.3f}".replace("-", "−")
-        return f"{row} (Dice {value:.3f}) {words} {opponent} ({bar:.3f}): {gain}.", won > 0, ()
+        return f"{row} (Dice {value:.3f}, {kind}) {words} {opponent} ({bar_words}): {gain}.", beaten, ()
     words = (
         f"{won} of {len(found)} maps {'beats' if won == 1 else 'beat'}"
         if won
         else f"None of the {len(found)} maps beats"
     )
-    return f"{words} {opponent} (Dice {bar:.3f}).", won > 0, said
+    return f"{words} {opponent} (Dice {bar_words}).", beaten, said
 
 
 def _cell(value: float, digits: int) -> str:
@@ -217,7 +234,6 @@ def beliefs(
     masks: Sequence[Labels | None],
     *,
     truth: Labels | None,
-    seen: bool,
     figures: FigureTable | None,
     foreground: np.ndarray,
 ) -> list[str]:
@@ -228,8 +244,18 @@ def beliefs(
     ]
     if truth is None:
         said.append("There is no expert mask: nothing on this page says how right a map or a mask is.")
-    if seen:
-        said.append("The network was trained on this scan, so its answer and its maps say nothing about new patients.")
+    elif not truth.data.any():
+        said.append(
+            "The expert mask is empty: there is nothing to overlap with, so there are no figures but volumes, "
+            "and whatever a mask holds is too much."
+        )
+    known = {seen(explanation) for explanation in explanations}
+    if True in known:
+        said.append(seen_words(names, explanations) + " Answers and maps say nothing about new patients.")
+    if None in known:
+        said.append(
+            "Whether the network was trained on this scan is not recorded; if it was, nothing here speaks of new patients."
+        )
     if figures is not None and any(row.group == "ceiling" for row in figures.rows):
         said.append(
             "Ceilings (oracle rows, and rows named best-…) let this scan's own expert mask choose a threshold or a "
@@ -244,7 +270,8 @@ def _facts(explanation: Explanation, mask: Labels | None, foreground: np.ndarray
     said = []
     regions, total = explanation.regions, explanation.total
     if regions and not any(region.positive for region in regions):
-        said.append("the network called no region positive, so the mask is empty by rule.")
+        empty = mask is not None and not mask.data.any()
+        said.append("the network called no region positive" + (", so the mask is empty by rule." if empty else "."))
     elif mask is not None and not mask.data.any():
         said.append("the mask is empty although a region is positive: no part of the map stood out.")
     peak = float(np.abs(total).max())
@@ -255,7 +282,7 @@ def _facts(explanation: Explanation, mask: Labels | None, foreground: np.ndarray
             f"no part alone moves the probability by more than {number(peak, 2)}; the answer rests on many parts "
             "together, and small differences between ranks mean little."
         )
-    outside = float(np.abs(total[~foreground]).sum()) / max(float(np.abs(total).sum()), 1e-30)
+    outside = float(np.abs(total[~foreground]).sum(dtype=float)) / (float(np.abs(total).sum(dtype=float)) or 1.0)
     if outside >= 0.01:
         said.append(
             f"{outside:.0%} of its absolute relevance lies outside of the brain, where the scan is zero; "
@@ -263,6 +290,12 @@ def _facts(explanation: Explanation, mask: Labels | None, foreground: np.ndarray
         )
     said += [f"warning when it was made: {text}" for text in explanation.provenance.get("warnings", [])]
     return said
+
+
+def seen_words(names: Sequence[str], explanations: Sequence[Explanation]) -> str:
+    """Which maps are of networks that were trained on this scan, in a sentence."""
+    of = [name for name, explanation in zip(names, explanations, strict=True) if seen(explanation)]
+    return f"The network{'' if len(of) == len(names) else ' of ' + _joined(of)} was trained on this scan."
 
 
 def provenance_lines(explanation: Explanation, mask: Labels | None) -> list[tuple[str, str]]:

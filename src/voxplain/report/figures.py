@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ def scan_figures(
     masks: Mapping[str, Labels],
     truth: Labels | None = None,
     *,
-    seen: bool = False,
+    seen: bool | Collection[str] = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Figures of one whole scan, for maps and masks by the name of their row, all on the scan's grid.
@@ -37,14 +37,15 @@ def scan_figures(
     With an expert mask (`truth`, everything above 0): Dice (0 to 1), 95 % Hausdorff distance in mm, volume error in
     ml; the oracle rows of each map; and the network-free rows, with the same parts ranked by intensity and by chance.
     Without one only volumes. `agreement` is each mask's Dice with the network-free mask of FLAIR, which is no measure
-    of how right it is. `seen` says that the network was trained on this scan.
+    of how right it is. `seen` says that the network was trained on this scan, or names the rows of which this is so.
+    An empty expert mask is overlapped by nothing, so that there are only volumes.
 
     Returns:
         A table with the columns `FIGURE_COLUMNS`, map rows first, then network-free rows, oracles last; NaN where a
         row has no such figure.
     """
-    deployable, oracle = ("seen", "seen") if seen else ("deployable", "oracle")
-    reference = None if truth is None else truth.data > 0
+    known = {*masks, *explanations} if seen is True else set(seen or ())
+    reference = None if truth is None or not truth.data.any() else truth.data > 0
     foreground = Labels(scan.foreground(), scan.grid)
     plain = network_free_masks(scan)
     by_intensity = plain.get("intensity/flair")
@@ -62,7 +63,7 @@ def scan_figures(
         rows.append(line)
 
     for row, mask in masks.items():
-        add_mask(row, deployable, mask.data > 0)
+        add_mask(row, "seen" if row in known else "deployable", mask.data > 0)
     for row, prediction in plain.items():
         add_mask(row, "deployable", prediction)
     if reference is None:
@@ -74,6 +75,7 @@ def scan_figures(
         prediction = segment.otsu(why, everywhere=True).data > 0
         rows.append({"row": row, "kind": "deployable", "dice": dice(prediction, reference)})
     for row, why in explanations.items():
+        oracle = "seen" if row in known else "oracle"
         if why.parts is None:
             value = best_threshold(np.where(foreground.data > 0, why.total, 0), reference).dice
             rows.append({"row": f"{row}/best-threshold", "kind": oracle, "dice": value})

@@ -21,9 +21,15 @@
     root.dataset.theme = dark ? "light" : "dark";
   });
 
-  if (!document.createElement("canvas").getContext("webgl2")) return;
+  const gl = document.createElement("canvas").getContext("webgl2");
+  if (!gl || Math.max(...data.shape) > gl.getParameter(gl.MAX_3D_TEXTURE_SIZE)) return;
   byId("viewer").hidden = false;
   byId("no-viewer").hidden = true;
+  // Browsers keep what was chosen before a reload; the page begins afresh.
+  for (const input of document.querySelectorAll("#viewer input")) {
+    if (input.type === "range") input.value = input.defaultValue;
+    else input.checked = input.defaultChecked;
+  }
 
   const scene = byId("scene");
   const lines = byId("lines");
@@ -44,9 +50,6 @@
     loadingText: "",
     logLevel: "error",
   });
-  await nv.attachToCanvas(scene);
-  nv.setScale(1.5); // of the 3D view
-
   const images = new Map();
   async function image(volume, options) {
     if (!images.has(volume)) {
@@ -441,7 +444,7 @@
     (event) => {
       if (event.key === "Tab") return;
       event.stopPropagation();
-      if (!(event.key in KEYS)) return;
+      if (!(event.key in KEYS) || event.altKey || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
       const [axis, step] = KEYS[event.key];
       const voxel = voxelHere();
@@ -450,9 +453,10 @@
     },
     true,
   );
-  new ResizeObserver(layOut).observe(scene);
-
   try {
+    await nv.attachToCanvas(scene);
+    nv.setScale(1.5); // of the 3D view
+    new ResizeObserver(layOut).observe(scene);
     offerChannels();
     setScale();
     await show();

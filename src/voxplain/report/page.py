@@ -58,7 +58,8 @@ def report(
         The path.
 
     Raises:
-        InputError: no map, an image on another grid than the scan's, lists of different lengths, or a page that cannot
+        InputError: no map, a map that is not finite, an image on another grid than the scan's, lists of different
+            lengths, a name that the rows without a network bear, figures that are no such table, or a page that cannot
             be written.
     """
     path = Path(path)
@@ -69,7 +70,13 @@ def report(
     for what, given in (("mask (or None)", masks), ("name", names)):
         if len(given) != len(explanations):
             raise InputError(f"a report needs one {what} per map: expected {len(explanations)}, got {len(given)}")
+    if taken := [name for name in names if facts.is_taken(name)]:
+        raise InputError(f"{taken[0]} is what the report calls a row that needs no network, or a ceiling; rename the map")
     for name, explanation, mask in zip(names, explanations, masks, strict=True):
+        if not np.isfinite(explanation.total).all() or not np.isfinite(explanation.map).all():
+            raise InputError(f"the map {name}, or its sum over sequences, is NaN or infinite somewhere; mend it first")
+        if explanation.scores is not None and not np.isfinite(explanation.scores).all():
+            raise InputError(f"scores of the parts of {name} are NaN or infinite; mend them first")
         _check_grid(scan.grid, f"the map {name}", explanation.grid)
         if mask is not None:
             _check_grid(scan.grid, f"the mask of {name}", mask.grid)
@@ -84,16 +91,22 @@ def report(
         base64.b64encode(planes(scan, explanation, mask, truth, sequence, at=method["place"])).decode("ascii")
         for explanation, mask, method in zip(explanations, masks, methods, strict=True)
     ]
-    seen = any(bool(explanation.provenance.get("seen")) for explanation in explanations)
+    seen = [name for name, explanation in zip(names, explanations, strict=True) if facts.seen(explanation)]
     drawn = {name: mask for name, mask in zip(names, masks, strict=True) if mask is not None}
     if figures is None and drawn and all(explanation.regions for explanation in explanations):
         figures = scan_figures(scan, dict(zip(names, explanations, strict=True)), drawn, truth, seen=seen)
+    if figures is not None and not {"row", "kind"} <= set(figures.columns):
+        raise InputError(f"figures have the columns row, kind and metrics; got {', '.join(map(str, figures.columns))}")
+    if figures is not None:
+        for column in figures.columns.difference(["row", "kind"]):
+            if not pd.api.types.is_numeric_dtype(figures[column]):
+                raise InputError(f"the metrics of figures are numbers; those of {column} are {figures[column].dtype}")
     table = None if figures is None else facts.figure_table(figures)
     first = explanations[0]
     context = {
         "title": title or f"What {facts.network_name(first)} looked at",
         "note": note,
-        "seen": seen,
+        "seen": facts.seen_words(names, explanations) if seen else None,
         "subtitle": _subtitle(scan),
         "verdicts": _verdicts(explanations),
         "methods": methods,
@@ -103,13 +116,15 @@ def report(
         "truth": truth,
         "figures": table,
         "beliefs": facts.beliefs(
-            names, explanations, masks, truth=truth, seen=seen, figures=table, foreground=scan.foreground()
+            names, explanations, masks, truth=truth, figures=table, foreground=scan.foreground()
         ),
         "shown_ranks": _SHOWN_RANKS,
         "opacity": round(OPACITY * 100),
         "mask_colour": MASK_COLOUR,
         "truth_colour": TRUTH_COLOUR,
         "flat": 1 in view.grid.shape,
+        # What most machines' WebGL2 holds along an axis; the page asks for the true limit.
+        "large": max(view.grid.shape) > 2048,
     }
     write_text(_render(context, _viewer_data(scan, view, methods, truth, sequence)), path)
     return path
@@ -238,6 +253,7 @@ def _method(name: str, explanation: Explanation, mask: Labels | None, view: View
         "parts": None if explanation.parts is None else pack_labels(explanation.parts, view),
         "ranks": ranks,
         "place": place,
+        "zero": not explanation.total.any(),
         "start": [int(i) for i in np.clip(view.voxel(place), 0, np.array(view.grid.shape) - 1)],
         "start_mm": [f"{value:.1f}".replace("-", "−") for value in view.whole.world(place)],
         "provenance": facts.provenance_lines(explanation, mask),
@@ -341,4 +357,5 @@ def _render(context: dict[str, Any], data: dict[str, Any]) -> str:
         script_hashes=hashes,
         data=Markup(in_script(data)),
     )
-    return page
+    # A name from a command line or a file system need not be text.
+    return page.encode("utf-8", "replace").decode("utf-8")

@@ -62,7 +62,7 @@ def planes(
     foreground = scan.foreground()
     values = scan.channel(channel or scan.channels[0])
     low, high = window_of(values, foreground)
-    grey = np.clip((view.take(values) - low) / (high - low), 0, 1)
+    grey = np.clip((view.take(values).astype(np.float64) - low) / (high - low), 0, 1)
     if not foreground.all():
         grey = np.where(view.take(foreground), grey, 0)
     scale = None if explanation is None else scale_of_explanation(explanation)
@@ -122,12 +122,15 @@ def _panels(view: View, width: int, *, bar: bool) -> tuple[Figure, dict[str, Axe
     if len(names) == 1:
         width = min(width, 900)
     per_mm = (width - gap * (len(names) + 1)) / sum(across for across, _ in sizes.values())
+    # A column of voxels must not make a picture of a hundred thousand lines.
+    per_mm = min(per_mm, 2 * width / max(up for _, up in sizes.values()))
     height = max(up for _, up in sizes.values()) * per_mm + 2 * gap + foot
+    gap = (width - sum(across for across, _ in sizes.values()) * per_mm) / (len(names) + 1)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="black")
     FigureCanvasAgg(figure)
     axes, left = {}, gap
     for name, (across, up) in sizes.items():
-        bottom = foot + gap + (height - foot - 2 * gap - up * per_mm) / 2
+        bottom = foot + (height - foot - up * per_mm) / 2
         axes[name] = figure.add_axes((left / width, bottom / height, across * per_mm / width, up * per_mm / height))
         axes[name].axis("off")
         left += across * per_mm + gap

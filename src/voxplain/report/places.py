@@ -27,7 +27,7 @@ def places_of_parts(parts: Labels) -> dict[int, Voxel]:
 
 
 def most_relevant(explanation: Explanation, mask: Labels | None = None) -> Voxel:
-    """A voxel inside the part of rank 1, or the map's highest voxel.
+    """A voxel inside the part of rank 1, or the map's highest voxel; its lowest where no value is above zero.
 
     Where the whole map is zero it is a voxel inside the mask, and without a mask the middle of the scan.
     """
@@ -38,7 +38,7 @@ def most_relevant(explanation: Explanation, mask: Labels | None = None) -> Voxel
             if int(label) in places:
                 return places[int(label)]
     if total.any():
-        return _voxel(int(np.argmax(total)), explanation)
+        return _voxel(int(np.argmax(total if total.max() > 0 else -total)), explanation)
     if mask is not None and mask.data.any():
         return places_of_parts(Labels(mask.data > 0, mask.grid))[1]
     x, y, z = (size // 2 for size in explanation.grid.shape)

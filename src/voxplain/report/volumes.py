@@ -153,7 +153,8 @@ def pack_map(values: np.ndarray, view: View, *, exact: bool) -> Packed:
         return Packed(pack(values.astype(np.float32), view.grid))
     peak = float(np.abs(values).max())
     slope = peak / (4095 if view.fine else 1023) if peak > 0 else 1.0
-    return Packed(pack(np.rint(values / slope).astype(np.int16), view.grid, slope), slope)
+    # In 64 bits: a step of the smallest peaks is zero in 32.
+    return Packed(pack(np.rint(values / np.float64(slope)).astype(np.int16), view.grid, slope), slope)
 
 
 def pack_labels(labels: Labels, view: View) -> Packed:

@@ -33,37 +33,7 @@ def write_picture(scan: Scan, explanation: Explanation, tumour: Labels, path: Pa
         Image.open(io.BytesIO(picture)).convert("RGB").save(temporary, format="WEBP", quality=80, method=4)
 
 
-def write_cohort_page(
-    cases: pd.DataFrame,
-    summary: pd.DataFrame,
-    method: str,
-    pictures: Mapping[str, Path],
-    path: Path,
-    *,
-    provenance: Mapping[str, Any],
-    title: str,
-    note: str | None = None,
-) -> Path:
-    """Write the page of a hemisphere study, from its tables (see `voxplain.studies.scoring`).
-
-    `method` is the row whose maps are pictured ("relevance-map/blank"); `pictures` are their files by case.
-    """
-    row = f"{method}/otsu"
-    return cohort_report(
-        path,
-        title=title,
-        summary=_sentences(summary, row),
-        figure="Dice on the halves labelled as tumour",
-        distributions=_distributions(cases, summary),
-        pictured=row,
-        pictures=_pictures(cases, row, pictures),
-        tables={words: as_rows(summary, table) for table, words in table_titles().items()},
-        provenance=provenance,
-        note=note,
-    )
-
-
-def _sentences(summary: pd.DataFrame, row: str) -> list[str]:
+def sentences(summary: pd.DataFrame, row: str) -> list[str]:
     """What came out, each figure with its kind, interval and n."""
     found: list[str] = []
     line: Any
@@ -86,6 +56,36 @@ def _sentences(summary: pd.DataFrame, row: str) -> list[str]:
     verdict = "beats it" if top.low > 0 else "does not beat it" if top.high < 0 else "is not told apart from it"
     found.append(f"The best map row, {top.row}, {verdict}: mean paired gain {_words(top)}.")
     return found
+
+
+def write_cohort_page(
+    cases: pd.DataFrame,
+    summary: pd.DataFrame,
+    method: str,
+    pictures: Mapping[str, Path],
+    path: Path,
+    *,
+    provenance: Mapping[str, Any],
+    title: str,
+    note: str | None = None,
+) -> Path:
+    """Write the page of a hemisphere study, from its tables (see `voxplain.studies.scoring`).
+
+    `method` is the row whose maps are pictured ("relevance-map/blank"); `pictures` are their files by case.
+    """
+    row = f"{method}/otsu"
+    return cohort_report(
+        path,
+        title=title,
+        summary=sentences(summary, row),
+        figure="Dice on the halves labelled as tumour",
+        distributions=_distributions(cases, summary),
+        pictured=row,
+        pictures=_pictures(cases, row, pictures),
+        tables={words: as_rows(summary, table) for table, words in table_titles().items()},
+        provenance=provenance,
+        note=note,
+    )
 
 
 def _words(line: Any) -> str:

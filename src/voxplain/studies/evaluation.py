@@ -18,7 +18,7 @@ from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.explain.explainer import Explainer, versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
 from voxplain.model import Model
-from voxplain.studies.cohort_page import write_cohort_page, write_picture
+from voxplain.studies.cohort_page import sentences, write_cohort_page, write_picture
 from voxplain.studies.scoring import markdown, print_tables, score_case, scores, write_tables
 
 
@@ -46,8 +46,8 @@ def evaluate(
 def default_explainers(
     model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank", segments: int = 100
 ) -> dict[str, Explainer]:
-    """The methods of the study by the name of their row: relevance maps (the papers', and ours
-    which knows for from against), and Grad-CAM on early and late layers.
+    """The methods of the study by the name of their row: relevance maps (the papers', and ours, which knows for from
+    against and reads the raw score, which does not saturate), and Grad-CAM on early and late layers.
 
     A network whose layers cannot be watched gets the relevance map alone.
     """
@@ -56,7 +56,7 @@ def default_explainers(
     relevance = RelevanceMap(fill=fill, segments=segments, channel=channel)
     found: dict[str, Explainer] = {
         f"relevance-map/{fill}": relevance,
-        f"relevance-map/{fill}-signed": dataclasses.replace(relevance, effect="signed"),
+        f"relevance-map/{fill}-signed-logit": dataclasses.replace(relevance, effect="signed", scale="logit"),
     }
     if layers is None:
         layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
@@ -110,7 +110,8 @@ def evaluate_folds(
         "versions": versions(),
     }
     write_json(facts, out / "provenance.json")
-    write_text(f"{total} cases, seed {seed}.\n\n{markdown(summary)}", out / "tables.md")
+    came_out = "\n".join(f"- {sentence}" for sentence in sentences(summary, f"{first}/otsu"))
+    write_text(f"{total} cases, seed {seed}.\n\n{came_out}\n\n{markdown(summary)}", out / "tables.md")
     pictures = {case.id: kept / f"{case.id}.webp" for _, _, case in flat}
     title = f"Hemispheres: {cases['patient'].nunique()} patients"
     write_cohort_page(cases, summary, first, pictures, out / "report.html", provenance=facts, title=title)

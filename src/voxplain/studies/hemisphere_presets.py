@@ -11,11 +11,10 @@ from voxplain.training import Settings
 
 @dataclass(frozen=True)
 class Preset:
-    """A network, what it reads, and how it is trained; `phantoms` is how many made patients learn beside the real."""
+    """A network, what it reads, and how it is trained."""
 
     card: Card
     settings: Settings
-    phantoms: int = 0
 
 
 _SMALL = Card(
@@ -45,7 +44,6 @@ PRESETS = {
             averaging=0.95,
             tolerance=0.5,
         ),
-        phantoms=16,
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.
     "quick": Preset(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from monai.networks.nets import ResNet
 from rich.console import Console
 
-from voxplain.calibration import platt_scaling, rescale
+from voxplain.calibration import platt_scaling
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import halves, split
-from voxplain.datasets.phantom_cohort import write_gliomas
 from voxplain.engine.probe import tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
@@ -47,8 +46,6 @@ _LIMITS = (
     "Research software, not a medical device. Trained on few pre-operative glioma scans, skull-stripped and "
     "co-registered; other diseases, sequences or scanners are outside of what it has seen."
 )
-# Far from the seeds that a user would type, so that demos and tests make patients that no network has seen.
-_PHANTOM_SEED = 20_260_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +73,6 @@ def cross_validate(
     output_folder(out)
     clear, stored = _clear_patients(cases, out, chosen.card, compute)
     parts = split(cases, folds, seed, clear)
-    made = None
     found = []
     for index, (training, validation, testing) in enumerate(parts):
         folder = out / f"fold{index}"
@@ -84,9 +80,8 @@ def cross_validate(
         metrics = _finished(folder, identity)
         if metrics is None:
             stored = stored if stored is not None else _stored_halves(cases, chosen.card, compute)
-            made = made if made is not None else _made_halves(out, chosen, compute)
             metrics = _train_fold(
-                folder, identity, index, stored, made, training, validation, testing, chosen, seed=seed, compute=compute
+                folder, identity, index, stored, training, validation, testing, chosen, seed=seed, compute=compute
             )
         found.append(metrics)
     summary = {"preset": preset, "folds": folds, "seed": seed, **_summary(found), "versions": versions()}
@@ -115,9 +110,9 @@ def train_final(
     metrics = _finished(folder, identity)
     if metrics is not None:
         return metrics
-    stored, made = _stored_halves(cases, chosen.card, compute), _made_halves(out, chosen, compute)
+    stored = _stored_halves(cases, chosen.card, compute)
     network = _new_network(chosen.card, seed)
-    examples = [half.example for half in (*stored, *made)]
+    examples = [half.example for half in stored]
     result = train(
         network,
         examples,
@@ -129,8 +124,7 @@ def train_final(
         compute=compute,
         title="final",
     )
-    facts = _training_facts(ids, [], stored, made, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
-    facts["calibration"] = _calibrate(network, stored, compute)
+    facts = _training_facts(ids, [], stored, chosen.settings, seed) | {"epochs": epochs, "limits": _LIMITS}
     if summary is not None:
         names = ("folds", "auc", "auc_interval", "balanced_accuracy", "balanced_accuracy_interval", "n_patients")
         facts["cross_validation"] = {name: summary[name] for name in names}
@@ -139,6 +133,14 @@ def train_final(
         "Data: " + _DATA + ". " + _LIMITS
     )
     card = dataclasses.replace(chosen.card, description=description, training=facts)
+    labels = np.array([half.label for half in stored])
+    if summary is not None:
+        # What the folds said of halves that they had not seen is what this network will say of new ones.
+        known = [line for index in range(summary["folds"]) for line in _fold_predictions(out, index)]
+        logits, labels = (np.array([line[name] for line in known]) for name in ("logit", "label"))
+        card = _calibrated(card, logits, labels, "the test halves of the folds")
+    else:
+        card = _calibrated(card, _logits(network, stored, compute), labels, "the training halves")
     save_model(network, card, folder, half_precision=True)
     write_text(model_page(card), folder / "README.md")
     metrics = {"identity": identity, "epochs": epochs, "training_losses": result.training_losses, **facts}
@@ -176,7 +178,6 @@ def _train_fold(
     identity: str,
     index: int,
     stored: Sequence[_LabelledHalf],
-    made: Sequence[_LabelledHalf],
     training: Sequence[Case],
     validation: Sequence[Case],
     testing: Sequence[Case],
@@ -188,7 +189,7 @@ def _train_fold(
     ids = [[case.id for case in part] for part in (training, validation, testing)]
     groups = [[half for half in stored if half.case.id in part] for part in map(set, ids)]
     network = _new_network(chosen.card, seed)
-    examples = [half.example for half in (*groups[0], *made)]
+    examples = [half.example for half in groups[0]]
     result = train(
         network,
         examples,
@@ -199,9 +200,11 @@ def _train_fold(
         compute=compute,
         title=f"fold {index}",
     )
-    facts = _training_facts(ids[0], ids[1], groups[0], made, chosen.settings, seed) | {"epochs": result.best_epoch}
-    facts["calibration"] = _calibrate(network, [*groups[0], *groups[1]], compute)
+    facts = _training_facts(ids[0], ids[1], groups[0], chosen.settings, seed) | {"epochs": result.best_epoch}
     card = dataclasses.replace(chosen.card, description=f"Fold {index} of a cross-validation.", training=facts)
+    known = [*groups[0], *groups[1]]
+    labels = np.array([half.label for half in known])
+    card = _calibrated(card, _logits(network, known, compute), labels, "the training and validation halves")
     save_model(network, card, folder, half_precision=True)
     predictions = _predictions(load_model(folder), groups[2], compute)
     metrics = {
@@ -218,16 +221,20 @@ def _train_fold(
     return metrics
 
 
-def _calibrate(network: ResNet, known: Sequence[_LabelledHalf], compute: Compute) -> dict[str, Any]:
-    """Turn the network's score into a probability, on the labels of halves that it knows: no mask is looked at.
+def _calibrated(card: Card, logits: np.ndarray, labels: np.ndarray, source: str) -> Card:
+    """The card with the calibration that halves of known label give; no mask is looked at.
 
-    Smoothed labels and an early epoch leave a network that hardly ever says more than 0.8, and never one half where
-    both labels are as likely.
+    Smoothed labels and an early epoch leave a network that hardly ever says more than 0.8, and one half where both
+    labels are as likely only by chance. The network itself stays as it is: where its score is scaled up, probabilities
+    saturate, and maps of their change shrink to a few parts.
     """
-    scale, shift = platt_scaling(_logits(network, known, compute), np.array([half.label for half in known]))
-    assert network.fc is not None
-    rescale(network.fc, scale, shift)
-    return {"method": "Platt 1999", "scale": round(scale, 4), "shift": round(shift, 4), "n_halves": len(known)}
+    scale, shift = platt_scaling(logits, labels)
+    facts = {"method": "Platt 1999", "labels": source, "n_halves": len(labels)}
+    return dataclasses.replace(
+        card,
+        calibration=(round(scale, 4), round(shift, 4)),
+        training={**card.training, "calibration": facts},
+    )
 
 
 def _logits(network: torch.nn.Module, halves: Sequence[_LabelledHalf], compute: Compute) -> np.ndarray:
@@ -240,12 +247,23 @@ def _logits(network: torch.nn.Module, halves: Sequence[_LabelledHalf], compute: 
 
 
 def _predictions(model: Model, tested: Sequence[_LabelledHalf], compute: Compute) -> list[dict[str, Any]]:
-    probabilities = 1 / (1 + np.exp(-_logits(model.network, tested, compute)))
-    return [
-        {"case": half.case.id, "patient": half.case.patient, "side": half.side, "label": half.label}
-        | {"probability": round(probability, 6), "predicted": int(probability >= model.card.threshold)}
-        for half, probability in zip(tested, probabilities.tolist(), strict=True)
-    ]
+    scale, shift = model.card.calibration
+    found = []
+    for half, logit in zip(tested, _logits(model.network, tested, compute).tolist(), strict=True):
+        probability = 1 / (1 + math.exp(-(scale * logit + shift)))
+        found.append(
+            {"case": half.case.id, "patient": half.case.patient, "side": half.side, "label": half.label}
+            | {"logit": round(logit, 6), "probability": round(probability, 6)}
+            | {"predicted": int(probability >= model.card.threshold)}
+        )
+    return found
+
+
+def _fold_predictions(out: Path, index: int) -> list[dict[str, Any]]:
+    metrics = read_json(out / f"fold{index}" / "metrics.json")
+    if metrics is None:
+        raise InputError(f"{out} holds metrics.json but no fold {index}; train the folds again, or remove metrics.json")
+    return list(metrics["predictions"])
 
 
 def _figures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -304,24 +322,7 @@ def _stored_halves(cases: Sequence[Case], card: Card, compute: Compute) -> list[
     ]
 
 
-def _made_halves(out: Path, chosen: Preset, compute: Compute) -> list[_LabelledHalf]:
-    """Halves of made patients, kept in `out/phantoms`: half of the patients have a glioma, half have none.
-
-    Real tumour scans bring clear halves of tumour patients only; a brain without any tumour looks different once its
-    intensities are normalised. Phantoms only ever train: no figure is measured on them, and nothing calibrated.
-    """
-    if not chosen.phantoms:
-        return []
-    if chosen.card.spacing is None:
-        raise InputError("phantoms for training need a card with a spacing")
-    planned = write_gliomas(
-        out / "phantoms", n=chosen.phantoms, seed=_PHANTOM_SEED, spacing=2, grades=("HGG", None, "LGG", None)
-    )
-    cases = list(tracked(planned, "making phantoms", total=chosen.phantoms, shown=compute.progress))
-    return _stored_halves(cases, chosen.card, compute)
-
-
-def _new_network(card: Card, seed: int) -> ResNet:
+def _new_network(card: Card, seed: int) -> torch.nn.Module:
     """A freshly initialised network; the seed decides its weights, and the global generator is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -332,7 +333,6 @@ def _training_facts(
     ids: Sequence[str],
     validation_ids: Sequence[str],
     stored: Sequence[_LabelledHalf],
-    made: Sequence[_LabelledHalf],
     settings: Settings,
     seed: int,
 ) -> dict[str, Any]:
@@ -343,8 +343,6 @@ def _training_facts(
         "n_patients": len(ids),
         "n_halves": len(stored),
         "n_halves_with_tumour": sum(half.label for half in stored),
-        "n_phantoms": len({half.case.id for half in made}),
-        "n_phantom_halves_with_tumour": sum(half.label for half in made),
         "labels": "one per half, derived from expert masks: tumour above 2 ml, none below 0.16 ml; no voxel labels",
         "settings": dataclasses.asdict(settings),
         "seed": seed,
@@ -353,7 +351,7 @@ def _training_facts(
 
 def _identity(chosen: Preset, seed: int, ids: Sequence[Sequence[str]]) -> str:
     """What a finished training must agree in to be kept."""
-    content = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), chosen.phantoms, seed, ids]
+    content = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), seed, ids]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from voxplain.model import Card
 
 
@@ -23,8 +20,8 @@ def model_page(card: Card) -> str:
         f"- Sequences, by name: {', '.join(card.channels)}; {card.normalisation} per sequence.",
         f"- Region: {card.region}, {shape} voxels of {spacing} mm, orientation {card.orientation or 'as it comes'}.",
         f"- Says: {', '.join(card.classes)} ({card.activation}); positive from a probability of {card.threshold:g}. "
-        "Probabilities are calibrated on the labels of the halves that it knows (Platt scaling, both labels weighing "
-        "the same, folded into the last layer).",
+        f"Probabilities are calibrated on the labels of {facts['calibration']['labels']} (Platt scaling, both labels "
+        f"weighing the same: {card.calibration[0]:g} x score + {card.calibration[1]:g}); maps explain the raw score.",
         f"- Network: `{card.factory}` with {dict(card.arguments)}; weights stored in 16 bits.",
         "",
         "## Training",
@@ -32,7 +29,6 @@ def model_page(card: Card) -> str:
         f"- Data: {facts['data']}.",
         f"- {facts['n_patients']} patients, {facts['n_halves']} labelled halves, "
         f"{facts['n_halves_with_tumour']} with tumour; labels: {facts['labels']}.",
-        *_phantoms(facts),
         f"- {facts['epochs']} epochs, seed {facts['seed']}, settings {facts['settings']}.",
         f"- Training ids: {', '.join(facts['ids'])}.",
         "",
@@ -55,16 +51,6 @@ def model_page(card: Card) -> str:
         lines += ["None: this network was trained without a cross-validation."]
     lines += ["", "## Limits", "", facts["limits"], ""]
     return "\n".join(lines)
-
-
-def _phantoms(facts: Mapping[str, Any]) -> list[str]:
-    if not facts["n_phantoms"]:
-        return []
-    return [
-        f"- Beside them {facts['n_phantoms']} phantoms (made scans, {facts['n_phantom_halves_with_tumour']} halves of "
-        "which hold a made glioma), so that brains without any tumour are known too; no figure here is measured on "
-        "phantoms.",
-    ]
 
 
 def _with_interval(value: float, interval: tuple[float, float]) -> str:
