@@ -384,7 +384,8 @@ def test_a_report_of_a_folder(run: Run, model: Path, patient: Path, files: list[
     assert run("explain", "grad-cam", "--layer", "layer1", "--scan", patient, *common)[0] == 0
     provenance = json.loads((out / "relevance-map.json").read_text())
     assert provenance["sources"] == {name: str(patient / f"P_{name}.nii.gz") for name in SEQUENCES}
-    assert provenance["seen"] is False
+    # The card does not list what the network was trained on.
+    assert provenance["seen"] is None
     code, printed, error = run("report", out)
     assert code == 0, error
     assert printed.strip() == f"report: {out / 'report.html'}"
@@ -417,6 +418,9 @@ def test_reports_that_cannot_be_made(
     assert_refused(run("report", other, *page), "found no results in", "run it first")
     truth = save_other_grid(tmp_path / "truth.nii.gz")
     assert_refused(run("report", out, "--truth", truth, *page), "the expert mask does not lie on the scan's grid")
+    nib.save(nib.Nifti1Image(np.full((4, 4, 4), 0.5, np.float32), np.eye(4)), truth)
+    assert_refused(run("report", out, "--truth", truth, *page), "truth.nii.gz is no expert mask", "whole numbers")
+    assert_refused(run("report", out, out, *page), "is given twice")
     provenance = json.loads((out / "relevance-map.json").read_text())
     del provenance["sources"]
     (out / "relevance-map.json").write_text(json.dumps(provenance))
@@ -424,6 +428,23 @@ def test_reports_that_cannot_be_made(
     (out / "relevance-map-mask.nii.gz").unlink()
     assert_refused(run("report", out, *page), "relevance-map-mask.nii.gz is missing", "again")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_folders_tell_results_of_one_name_apart_and_phantoms_say_so(
+    run: Run, model: Path, patient: Path, tmp_path: Path
+) -> None:
+    for name, edge in (("coarse", 60), ("fine", 40)):
+        explain = ("explain", "relevance-map", "--partition", f"cubes:{edge}", "--model", model, "--scan", patient)
+        assert run(*explain, "--out", tmp_path / name)[0] == 0
+    out = tmp_path / "page.html"
+    (patient / "phantom.json").write_text("{}")
+    assert run("report", tmp_path / "coarse", tmp_path / "fine", "--out", out)[0] == 0
+    page = out.read_text(encoding="utf-8")
+    for said in ("relevance-map (coarse)", "relevance-map (fine)", "phantom (software check)"):
+        assert said in page
+    # What a command line holds need not be text.
+    assert run("report", tmp_path / "fine", "--note", "mine", "--title", "a\udcff", "--out", out)[0] == 0
+    assert "phantom (software check)" not in out.read_text(encoding="utf-8")
 
 
 def save_other_grid(path: Path) -> Path:

@@ -76,7 +76,8 @@ def test_what_is_written_is_read_back(folder: Path) -> None:
     provenance = first.explanation.provenance
     assert provenance["sources"] == {"t1": str((folder / "t1.nii").resolve())}
     assert provenance["seen"] is True
-    assert second.explanation.provenance["seen"] is False
+    # Nobody said.
+    assert second.explanation.provenance["seen"] is None
     assert provenance["mask"]["rule"] == "otsu"
 
 
@@ -106,6 +107,11 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda f: change_json(f / "relevance-map.json", lambda c: c.pop("unit")), "not what voxplain writes .'unit'"),
         (lambda f: change_json(f / "relevance-map.json", lambda c: c.update(regions=[{}])), "not what voxplain writes"),
         (lambda f: change_json(f / "relevance-map.json", lambda c: c.update(mask=3)), "not what voxplain writes"),
+        (lambda f: change_json(f / "relevance-map.json", lambda c: c.update(options=3)), "not what voxplain writes"),
+        (
+            lambda f: change_json(f / "relevance-map.json", lambda c: c["regions"][0].update(probability=float("nan"))),
+            "not what voxplain writes .a probability of nan",
+        ),
         (
             lambda f: save(Labels(MASK.data * 0, GRID), f / "relevance-map-mask.nii.gz"),
             "holds 0.000 ml, but .* 0.540 ml",
@@ -120,6 +126,10 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         ),
         (
             lambda f: save(replace(of_parts(), map=of_parts().map * 2), f / "relevance-map.nii.gz"),
+            "the map is not the one that relevance-map.json speaks of",
+        ),
+        (
+            lambda f: (f / "relevance-map-ranks.tsv").write_text("label\tscore\n1\t0.2\n2\t-0.5\n"),
             "scores of relevance-map-ranks.tsv are not those of the map",
         ),
     ],
@@ -131,11 +141,38 @@ def test_half_finished_folders(folder: Path, damage: Callable[[Path], object], s
     assert "again" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values[:, ::-1], "the map is not the one that saliency.json speaks of"),
+        (lambda values: np.where(values == values.max(), np.nan, values), "NaN or infinite"),
+    ],
+)
+def test_another_map_under_the_same_name(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], said: str) -> None:
+    why = of_voxels(3)
+    write_results(why, MASK, "saliency", tmp_path, rule="top:1")
+    save(replace(why, map=change(why.map)), tmp_path / "saliency.nii.gz")
+    with pytest.raises(InputError, match=said):
+        read_results(tmp_path)
+
+
+def test_another_mask_of_the_same_volume_and_results_without_fingerprints(folder: Path) -> None:
+    change_json(folder / "relevance-map.json", lambda content: content["fingerprints"].pop("map"))
+    assert len(read_results(folder)) == 1
+    save(Labels(1 - MASK.data, GRID), folder / "relevance-map-mask.nii.gz")
+    with pytest.raises(InputError, match=r"the mask is not the one that relevance-map.json speaks of"):
+        read_results(folder)
+    change_json(folder / "relevance-map.json", lambda content: content.pop("fingerprints"))
+    assert len(read_results(folder)) == 1
+
+
 def test_folders_without_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no folder .*nothing"):
         read_results(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"found no results in .*run it first"):
         read_results(tmp_path)
     save(MASK, tmp_path / "seg.nii.gz")
+    with pytest.raises(InputError, match=r"seg.nii.gz is a file"):
+        read_results(tmp_path / "seg.nii.gz")
     with pytest.raises(InputError, match="found no results in"):
         read_results(tmp_path)

@@ -291,7 +291,7 @@ def test_unknown_and_missing_fields_of_a_card_are_named(folder: Path) -> None:
         ("", "is not JSON"),
         ("[1]", "must be a JSON object"),
         (b"\xff\xfe", "is not JSON"),
-        (json.dumps(CARD | {"spacing": 2}), "wrong kind"),
+        (json.dumps(CARD | {"spacing": 2}), "spacing is a list"),
         (json.dumps(CARD | {"spacing": ["a", "b", "c"]}), "wrong kind"),
         (json.dumps(CARD | {"threshold": "high"}), "wrong kind"),
         (json.dumps(CARD | {"channels": "flair"}), "channels is a list"),

@@ -69,11 +69,13 @@ class Opened:
 def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
     contexts = []
 
-    def open_it(path: Path, *, without_webgl: bool = False) -> Opened:
+    def open_it(path: Path, *, without_webgl: bool = False, wait: bool = True) -> Opened:
         context = browser.new_context(viewport={"width": 1100, "height": 760})
         contexts.append(context)
         opened = Opened(context.new_page())
-        opened.page.on("console", lambda said: opened.problems.append(said.text) if said.type == "error" else None)
+        opened.page.on(
+            "console", lambda said: opened.problems.append(said.text) if said.type in ("error", "warning") else None
+        )
         opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))
         opened.page.on("request", lambda request: opened.requests.append(request.url))
         if without_webgl:
@@ -83,7 +85,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
                 "return kind === 'webgl2' ? null : real.call(this, kind, ...more); }"
             )
         opened.page.goto(path.as_uri())
-        if not without_webgl:
+        if wait and not without_webgl:
             opened.ready()
         return opened
 
@@ -271,4 +273,67 @@ def test_a_flat_image_and_a_map_of_zeros(open_page: Callable[..., Opened], axis:
     opened = open_page(path)
     assert opened.picture("#scene").std() > 0.02
     assert opened.text("#at-map") == "0"
+    assert opened.problems == []
+
+
+def test_a_reload_begins_afresh_and_haste_leaves_no_outline_behind(
+    head: Scan,
+    parts_map: Callable[..., Explanation],
+    voxel_map: Callable[..., Explanation],
+    open_page: Any,
+    tmp_path: Path,
+) -> None:
+    whys = [parts_map(head), voxel_map(head)]
+    masks = [Labels(head.foreground() & (np.indices(head.grid.shape)[axis] > 14), head.grid) for axis in (0, 1)]
+    opened = open_page(report(head, whys, masks=masks, path=tmp_path / "page.html"))
+    page = opened.page
+    lines = "document.getElementById('lines').toDataURL()"
+    # The second map is not unpacked yet when the crosshair moves.
+    choose = "document.querySelectorAll('input[name=method]')[1].click();"
+    move = "document.getElementById('scene').dispatchEvent(new KeyboardEvent('keydown', {key: 'PageUp'}));"
+    page.evaluate(choose + move)
+    opened.settle()
+    page.wait_for_function("document.querySelector('#at-part').textContent === '–'")
+    opened.settle()
+    hasty = page.evaluate(lines)
+    page.reload()
+    opened.ready()
+    assert page.locator("input[name=method]").nth(0).is_checked()
+    assert page.locator(".ranks[data-method='0']").is_visible()
+    page.evaluate(choose)
+    page.wait_for_function("document.querySelector('#at-part').textContent === '–'")
+    opened.settle()
+    page.evaluate(move)
+    opened.settle()
+    assert page.evaluate(lines) == hasty
+    assert opened.problems == []
+
+
+def test_a_slider_colours_the_map_once_per_frame(
+    head: Scan, parts_map: Callable[..., Explanation], open_page: Any, tmp_path: Path
+) -> None:
+    opened = open_page(report(head, [parts_map(head)], path=tmp_path / "page.html"))
+    first = opened.picture()
+    opened.page.evaluate(
+        "() => { window.uploads = 0; const real = WebGL2RenderingContext.prototype.texSubImage3D;"
+        "WebGL2RenderingContext.prototype.texSubImage3D = function (...given) {"
+        "window.uploads += 1; return real.apply(this, given); };"
+        "const slider = document.getElementById('threshold');"
+        "for (let value = 0; value <= 900; value += 10) {"
+        "slider.value = value; slider.dispatchEvent(new Event('input', { bubbles: true })); } }"
+    )
+    assert differ(first, opened.picture())
+    assert opened.page.evaluate("window.uploads") < 10
+
+
+def test_an_image_that_no_texture_holds_gives_pictures_and_a_message(
+    open_page: Callable[..., Opened], tmp_path: Path
+) -> None:
+    grid = Grid((30_000, 3, 1), np.eye(4))
+    scan = Scan(np.ones((1, *grid.shape)), grid, ("t1",))
+    path = report(scan, [Explanation(scan.data, ("all",), grid, False, "u", ())], path=tmp_path / "page.html")
+    opened = open_page(path, wait=False)
+    opened.settle()
+    assert "for an image of this size" in opened.text("#no-viewer")
+    assert opened.page.locator("#viewer").is_hidden()
     assert opened.problems == []

@@ -130,3 +130,16 @@ def test_many_equal_figures_stay_within_their_strip(tmp_path):
     assert len(heights) == 60
     assert heights.min() >= 0
     assert heights.max() <= 34
+
+
+def test_cases_without_a_figure_are_neither_best_nor_worst(tmp_path):
+    values = [0.5, float("nan"), 0.9, 0.1]
+    text = page(tmp_path, pictures=[picture(f"case{i}", value) for i, value in enumerate(values)], ends=1)
+    captions = re.findall(r"<b>(case\d)</b>: Dice <b>(.*?)</b>", text)
+    assert captions == [("case2", "0.90"), ("case3", "0.10"), ("case0", "0.50"), ("case1", "–")]
+
+
+def test_pictures_carry_the_kind_of_their_row(tmp_path):
+    text = page(tmp_path)
+    assert re.search(r"<h2>Best cases of map/otsu, whole scans\s*<span class=\"kind deployable\">deployable<", text)
+    assert re.search(r"<h2>Worst cases\s*<span class=\"kind deployable\">deployable<", text)

@@ -42,8 +42,13 @@ def test_the_gain_is_over_the_best_row_without_a_network() -> None:
     assert [name for name, _ in table.columns] == ["Dice"]
     assert [row.name for row in table.rows if row.best] == ["intensity/flair"]
     assert not table.beaten
-    assert table.headline == "None of the 2 maps beats the best of what needs no network, intensity/flair (Dice 0.700)."
-    assert table.gains == ("relevance-map: Dice 0.600, −0.100", "grad-cam: Dice 0.400, −0.300")
+    assert table.headline == (
+        "None of the 2 maps beats the best of what needs no network, intensity/flair (Dice 0.700, deployable)."
+    )
+    assert table.gains == (
+        "relevance-map: Dice 0.600 (deployable), −0.100",
+        "grad-cam: Dice 0.400 (deployable), −0.300",
+    )
     assert [row.group for row in table.rows] == ["map", "map", "free", "free", "ceiling", "ceiling"]
     won = figure_table(figures(**{"relevance-map": 0.75}))
     assert won.beaten
@@ -51,8 +56,17 @@ def test_the_gain_is_over_the_best_row_without_a_network() -> None:
     assert won.headline.startswith("1 of 2 maps beats")
     one = figure_table(figures().query("row != 'grad-cam'"))
     assert one.headline == (
-        "relevance-map (Dice 0.600) does not beat the best of what needs no network, intensity/flair (0.700): −0.100."
+        "relevance-map (Dice 0.600, deployable) does not beat the best of what needs no network, intensity/flair "
+        "(0.700, deployable): −0.100."
     )
+
+
+def test_nothing_is_won_on_a_scan_of_the_training() -> None:
+    given = figures(**{"relevance-map": 0.75})
+    given.loc[given["row"] == "relevance-map", "kind"] = "seen"
+    table = figure_table(given)
+    assert not table.beaten
+    assert "relevance-map: Dice 0.750 (seen), +0.050" in table.gains
 
 
 def test_a_tie_is_no_win_and_volumes_alone_say_nothing() -> None:
@@ -92,10 +106,13 @@ def test_names_are_told_apart(make_head: Any, parts_map: Callable[..., Explanati
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"truth": True}, None),
-        ({}, "There is no expert mask"),
-        ({"seen": True}, "was trained on this scan"),
-        ({"negative": True}, "called no region positive, so the mask is empty by rule"),
+        ({"truth": True, "known": False}, None),
+        ({}, "Whether the network was trained on this scan is not recorded"),
+        ({"known": False}, "There is no expert mask"),
+        ({"truth": True, "empty": True}, "The expert mask is empty: there is nothing to overlap with"),
+        ({"known": True}, "The network was trained on this scan. Answers and maps say nothing about new patients."),
+        ({"negative": True, "empty": True}, "called no region positive, so the mask is empty by rule"),
+        ({"negative": True}, "called no region positive."),
         ({"empty": True}, "the mask is empty although a region is positive"),
         ({"zero": True}, "the map is zero everywhere"),
         ({"small": True}, "no part alone moves the probability by more than 0.02"),
@@ -109,13 +126,14 @@ def test_beliefs(
     assert why.scores is not None
     factor = 0.0 if "zero" in options else 0.02 / float(why.scores.max()) if "small" in options else 1.0
     why = replace(why, map=why.map * factor, scores=why.scores * factor)
+    if "known" in options:
+        why = replace(why, provenance=why.provenance | {"seen": options["known"]})
     mask = Labels(np.zeros(scan.grid.shape) if "empty" in options else scan.foreground(), scan.grid)
     found = beliefs(
         ["m"],
         [why],
         [mask],
         truth=mask if "truth" in options else None,
-        seen="seen" in options,
         figures=None,
         foreground=scan.foreground(),
     )
@@ -129,5 +147,18 @@ def test_relevance_outside_of_the_brain_is_said(make_head: Any, voxel_map: Calla
     scan = make_head((20, 24, 20), 8.0).scan()
     why = voxel_map(scan)
     moved = replace(why, map=np.where(scan.foreground(), 0, 1)[None] + why.map)
-    found = facts.beliefs(["m"], [moved], [None], truth=None, seen=False, figures=None, foreground=scan.foreground())
+    found = facts.beliefs(["m"], [moved], [None], truth=None, figures=None, foreground=scan.foreground())
     assert any("lies outside of the brain" in text for text in found)
+
+
+def test_each_map_is_seen_or_not_by_itself(make_head: Any, parts_map: Callable[..., Explanation]) -> None:
+    scan = make_head((20, 24, 20), 8.0).scan()
+    new, old = (replace(parts_map(scan), provenance={"seen": value}) for value in (False, True))
+    assert facts.seen_words(["a", "b"], [new, old]) == "The network of b was trained on this scan."
+    assert facts.seen_words(["a", "b"], [old, old]) == "The network was trained on this scan."
+
+
+@pytest.mark.parametrize("name", ["intensity/flair", "whole-brain", "random-rank/otsu", "mine/best-grouping"])
+def test_names_of_rows_without_a_network_are_taken(name: str) -> None:
+    assert facts.is_taken(name)
+    assert not facts.is_taken("my " + name.split("/")[0])

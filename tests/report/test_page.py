@@ -225,3 +225,62 @@ def test_a_scan_at_2_mm_takes_less_than_8_mb(
 ) -> None:
     scan = make_head((80, 96, 80), 2.0).scan()
     assert report(scan, [parts_map(scan)], path=tmp_path / "page.html").stat().st_size < 8e6
+
+
+def test_maps_that_are_no_numbers_and_names_that_are_taken_are_refused(
+    scan: Scan, parts_map: Callable[..., Explanation], voxel_map: Callable[..., Explanation], tmp_path: Path
+) -> None:
+    path, why = tmp_path / "page.html", parts_map(scan)
+    assert why.scores is not None
+    nowhere = replace(why, scores=np.where(why.scores == why.scores.max(), np.nan, why.scores))
+    # Finite in each sequence, infinite in their sum.
+    huge = replace(voxel_map(scan, channels=2), map=np.full((2, *scan.grid.shape), 3e38, np.float32))
+    for wrong, said in (
+        (replace(why, map=why.map * np.inf), "NaN or infinite"),
+        (nowhere, "scores"),
+        (huge, "its sum"),
+    ):
+        with np.errstate(all="ignore"), pytest.raises(InputError, match=said):
+            report(scan, [wrong], path=path)
+    with pytest.raises(InputError, match="whole-brain is what the report calls a row that needs no network"):
+        report(scan, [why], names=["whole-brain"], path=path)
+    with pytest.raises(InputError, match="columns row, kind and metrics; got dice"):
+        report(scan, [why], figures=pd.DataFrame({"dice": [0.5]}), path=path)
+    with pytest.raises(InputError, match="the metrics of figures are numbers; those of dice are"):
+        report(scan, [why], figures=pd.DataFrame({"row": ["a"], "kind": ["plain"], "dice": ["x"]}), path=path)
+    assert not path.exists()
+
+
+def test_an_empty_expert_mask_gives_volumes_and_no_dice(
+    scan: Scan, parts_map: Callable[..., Explanation], top_mask: Any, tmp_path: Path
+) -> None:
+    why, nothing = parts_map(scan), Labels(np.zeros(scan.grid.shape), scan.grid)
+    for mask in (top_mask(why), nothing):
+        page = written(report(scan, [why], masks=[mask], truth=nothing, path=tmp_path / "page.html"))
+        assert "The expert mask is empty" in page.text
+        text = page.text.split("How well does it do")[1]
+        assert "beat" not in text
+        assert "oracle" not in text
+        assert "volume of the mask" in page.text
+
+
+def test_of_two_networks_the_one_that_has_seen_the_scan_is_named(
+    scan: Scan, parts_map: Callable[..., Explanation], top_mask: Any, tmp_path: Path
+) -> None:
+    new, old = (replace(parts_map(scan), provenance={"seen": value}) for value in (False, True))
+    masks = [top_mask(new)] * 2
+    path = report(scan, [new, old], masks=masks, truth=masks[0], names=["new", "old"], path=tmp_path / "page.html")
+    page = written(path)
+    assert "The network of old was trained on this scan." in page.text
+    assert "new: Dice 1.000 (deployable)" in page.text
+    assert "old: Dice 1.000 (seen)" in page.text
+
+
+def test_a_map_of_the_smallest_values_is_kept(
+    scan: Scan, voxel_map: Callable[..., Explanation], tmp_path: Path
+) -> None:
+    why = voxel_map(scan)
+    tiny = replace(why, map=why.map * np.float32(1e-42))
+    page = written(report(scan, [tiny], path=tmp_path / "page.html"))
+    assert json.loads(page.scripts[0])["methods"][0]["channels"][0]["slope"] > 0
+    assert page.text.count("zero everywhere") == 0

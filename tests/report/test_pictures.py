@@ -84,3 +84,10 @@ def test_what_does_not_fit_is_refused(make_head: Any, parts_map: Callable[..., E
         planes(scan, channel="adc")
     with pytest.raises(InputError, match="go through a voxel of the scan"):
         planes(scan, at=(20, 0, 0))
+
+
+def test_a_column_of_voxels_gives_a_picture_of_bounded_size() -> None:
+    grid = Grid((1, 1, 3000), np.eye(4))
+    scan = Scan(np.ones((1, *grid.shape)), grid, ("t1",))
+    picture = imread(io.BytesIO(planes(scan, Explanation(scan.data, ("all",), grid, False, "u", ()))))
+    assert max(picture.shape[:2]) < 3000

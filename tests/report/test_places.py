@@ -55,3 +55,10 @@ def test_the_most_relevant_place(
     mask = np.zeros(scan.grid.shape)
     mask[3:6, 3, 3] = 2
     assert most_relevant(zero, Labels(mask, scan.grid)) == (4, 3, 3)
+
+
+def test_a_map_without_a_value_above_zero_begins_at_its_lowest() -> None:
+    grid = Grid((4, 4, 4), np.eye(4))
+    values = np.zeros((1, 4, 4, 4))
+    values[0, 1, 2, 3], values[0, 2, 2, 2] = -3, -1
+    assert most_relevant(Explanation(values, ("all",), grid, True, "u", ())) == (1, 2, 3)

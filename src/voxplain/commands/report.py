@@ -59,7 +59,10 @@ def _results_in(folders: list[Path]) -> tuple[list[Result], list[str]]:
         raise InputError(f"the folder {twice[0]} is given twice; give each folder once")
     found = [(folder, result) for folder in whole for result in read_results(folder)]
     names = [result.name for _, result in found]
-    told = [name if names.count(name) == 1 else f"{name} ({folder.name})" for (folder, _), name in zip(found, names, strict=True)]
+    told = [
+        name if names.count(name) == 1 else f"{name} ({folder.name})"
+        for (folder, _), name in zip(found, names, strict=True)
+    ]
     return [result for _, result in found], told
 
 

@@ -254,7 +254,8 @@ def beliefs(
         said.append(seen_words(names, explanations) + " Answers and maps say nothing about new patients.")
     if None in known:
         said.append(
-            "Whether the network was trained on this scan is not recorded; if it was, nothing here speaks of new patients."
+            "Whether the network was trained on this scan is not recorded; if it was, nothing here speaks of new "
+            "patients."
         )
     if figures is not None and any(row.group == "ceiling" for row in figures.rows):
         said.append(

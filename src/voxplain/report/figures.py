@@ -38,14 +38,13 @@ def scan_figures(
     ml; the oracle rows of each map; and the network-free rows, with the same parts ranked by intensity and by chance.
     Without one only volumes. `agreement` is each mask's Dice with the network-free mask of FLAIR, which is no measure
     of how right it is. `seen` says that the network was trained on this scan, or names the rows of which this is so.
-    An empty expert mask is overlapped by nothing, so that there are only volumes.
 
     Returns:
         A table with the columns `FIGURE_COLUMNS`, map rows first, then network-free rows, oracles last; NaN where a
         row has no such figure.
     """
     known = {*masks, *explanations} if seen is True else set(seen or ())
-    reference = None if truth is None or not truth.data.any() else truth.data > 0
+    reference = None if truth is None else truth.data > 0
     foreground = Labels(scan.foreground(), scan.grid)
     plain = network_free_masks(scan)
     by_intensity = plain.get("intensity/flair")

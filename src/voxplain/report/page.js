@@ -89,12 +89,12 @@
     if (!shown.scan) return;
     const voxel = voxelHere();
     const at = offset(voxel);
-    const sequence = data.sequences[state.sequence];
+    const sequence = shown.sequence;
     byId("at-mm").textContent = world(voxel).map((v) => minus(v.toFixed(1))).join(" ") + " mm";
     byId("at-sequence-name").textContent = sequence.name;
     byId("at-scan").textContent = value(sequence, shown.scan[at]);
-    byId("at-map").textContent = short(shown.map[at] * map().slope + map().intercept);
-    const rank = shown.parts ? method().ranks[shown.parts[at]] : undefined;
+    byId("at-map").textContent = short(shown.map[at] * shown.layer.slope + shown.layer.intercept);
+    const rank = shown.parts ? shown.method.ranks[shown.parts[at]] : undefined;
     byId("at-part").textContent = rank ? "rank " + rank[0] : "–";
     const inside = [];
     if (shown.mask && shown.mask[at]) inside.push("mask");
@@ -182,14 +182,14 @@
     const drawn = [];
     if (state.chosen !== null && shown.parts) {
       const label = state.chosen;
-      drawn.push(["part " + state.method + " " + label, shown.parts, (v) => v === label, "#ffd166", [1.5, 2.5], false]);
+      drawn.push(["part " + shown.number + " " + label, shown.parts, (v) => v === label, "#ffd166", [1.5, 2.5], false]);
     }
     const fill = byId("fill").checked;
     if (shown.truth && byId("show-truth").checked) {
       drawn.push(["truth", shown.truth, (v) => v > 0, data.colours.truth, [6, 4], fill]);
     }
     if (shown.mask && byId("show-mask").checked) {
-      drawn.push(["mask " + state.method, shown.mask, (v) => v > 0, data.colours.mask, [], fill]);
+      drawn.push(["mask " + shown.number, shown.mask, (v) => v > 0, data.colours.mask, [], fill]);
     }
     for (const tile of nv.screenSlices) {
       const kind = tile.axCorSag;
@@ -239,7 +239,7 @@
   // value up to the threshold. NiiVue gets them as RGBA, since its own colour maps know no such alpha.
   const RGBA = 2304;
   function colourMap() {
-    const { peak, diverging, slope, intercept } = map();
+    const { peak, diverging, slope, intercept } = shown.layer;
     const share = byId("threshold").value / 1000;
     const fade = byId("fade").checked;
     const tableOf = (name) => data.tables[name].map(([r, g, b]) => (r | (g << 8) | (b << 16)) >>> 0);
@@ -263,6 +263,16 @@
     overlay.opacity = byId("opacity").value / 100;
     nv.updateGLVolume();
     drawLines();
+  }
+  // A slider speaks more often than a large scan can be coloured: once per frame is enough.
+  let painting = false;
+  function colourSoon() {
+    if (painting) return;
+    painting = true;
+    requestAnimationFrame(() => {
+      painting = false;
+      if (shown.map) colourMap();
+    });
   }
   const thresholdValue = () => (byId("threshold").value / 1000) * map().peak;
 
@@ -289,10 +299,12 @@
     const mine = ++turn;
     const sequence = data.sequences[state.sequence];
     const one = method();
+    const layer = map();
+    const number = state.method;
     const labels = { name: "labels.nii.gz" };
     const [scan, overlay, mask, truth, parts] = await Promise.all([
       image(sequence, { colormap: "gray", cal_min: sequence.low, cal_max: sequence.high }),
-      image(map(), {}),
+      image(layer, {}),
       one.mask && image(one.mask, labels),
       data.truth && image(data.truth, labels),
       one.parts && image(one.parts, labels),
@@ -303,6 +315,10 @@
       Object.assign(overlay.hdr, { datatypeCode: RGBA, numBitsPerVoxel: 32, scl_slope: 1, scl_inter: 0 });
     }
     shown = {
+      method: one,
+      number,
+      layer,
+      sequence,
       scan: scan.img,
       map: overlay.codes,
       mask: mask && mask.img,
@@ -418,12 +434,7 @@
   for (const id of ["threshold", "opacity", "fade"]) {
     byId(id).addEventListener("input", () => {
       describe();
-      if (!shown.map) return;
-      if (id !== "opacity") colourMap();
-      else {
-        nv.volumes[1].opacity = byId("opacity").value / 100;
-        nv.updateGLVolume();
-      }
+      colourSoon();
     });
   }
   for (const id of ["show-mask", "show-truth", "fill"]) {

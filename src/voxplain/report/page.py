@@ -71,7 +71,9 @@ def report(
         if len(given) != len(explanations):
             raise InputError(f"a report needs one {what} per map: expected {len(explanations)}, got {len(given)}")
     if taken := [name for name in names if facts.is_taken(name)]:
-        raise InputError(f"{taken[0]} is what the report calls a row that needs no network, or a ceiling; rename the map")
+        raise InputError(
+            f"{taken[0]} is what the report calls a row that needs no network, or a ceiling; rename the map"
+        )
     for name, explanation, mask in zip(names, explanations, masks, strict=True):
         if not np.isfinite(explanation.total).all() or not np.isfinite(explanation.map).all():
             raise InputError(f"the map {name}, or its sum over sequences, is NaN or infinite somewhere; mend it first")
@@ -92,9 +94,11 @@ def report(
         for explanation, mask, method in zip(explanations, masks, methods, strict=True)
     ]
     seen = [name for name, explanation in zip(names, explanations, strict=True) if facts.seen(explanation)]
+    # Where there is nothing to find, an empty mask would have a Dice of 1 and every other one of 0.
+    findable = truth if truth is not None and truth.data.any() else None
     drawn = {name: mask for name, mask in zip(names, masks, strict=True) if mask is not None}
     if figures is None and drawn and all(explanation.regions for explanation in explanations):
-        figures = scan_figures(scan, dict(zip(names, explanations, strict=True)), drawn, truth, seen=seen)
+        figures = scan_figures(scan, dict(zip(names, explanations, strict=True)), drawn, findable, seen=seen)
     if figures is not None and not {"row", "kind"} <= set(figures.columns):
         raise InputError(f"figures have the columns row, kind and metrics; got {', '.join(map(str, figures.columns))}")
     if figures is not None:
@@ -115,9 +119,7 @@ def report(
         "sequence": sequence,
         "truth": truth,
         "figures": table,
-        "beliefs": facts.beliefs(
-            names, explanations, masks, truth=truth, figures=table, foreground=scan.foreground()
-        ),
+        "beliefs": facts.beliefs(names, explanations, masks, truth=truth, figures=table, foreground=scan.foreground()),
         "shown_ranks": _SHOWN_RANKS,
         "opacity": round(OPACITY * 100),
         "mask_colour": MASK_COLOUR,
