@@ -44,7 +44,7 @@ def test_figures_are_those_of_the_files_and_carry_their_kind(ran):
         assert float(found[1]) == pytest.approx(dice(result.mask.data > 0, truth), abs=0.005)
         assert float(found[1]) > 0.3
     for row, kind in (("intensity/flair", "deployable"), ("relevance-map/best-grouping", "oracle")):
-        assert re.search(rf"{row} +{kind} [\d.]+", said)
+        assert re.search(rf"{row} +{kind} +[\d.]+", said)
 
 
 def test_the_page_is_there_and_says_that_the_scan_is_made(ran):

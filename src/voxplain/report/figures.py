@@ -35,9 +35,10 @@ def scan_figures(
     """Figures of one whole scan, for maps and masks by the name of their row, all on the scan's grid.
 
     With an expert mask (`truth`, everything above 0): Dice (0 to 1), 95 % Hausdorff distance in mm, volume error in
-    ml; the oracle rows of each map; and the network-free rows, with the same parts ranked by intensity and by chance.
-    Without one only volumes. `agreement` is each mask's Dice with the network-free mask of FLAIR, which is no measure
-    of how right it is. `seen` says that the network was trained on this scan, or names the rows of which this is so.
+    ml; the oracle rows of each map; and the network-free rows, with the parts of the first map that has any ranked by
+    intensity and by chance. Without one only volumes. `agreement` is each mask's Dice with the network-free mask of
+    FLAIR, which is no measure of how right it is. `seen` says that the network was trained on this scan, or names the
+    rows of which this is so.
 
     Returns:
         A table with the columns `FIGURE_COLUMNS`, map rows first, then network-free rows, oracles last; NaN where a

@@ -11,11 +11,11 @@ from voxplain.compute import Compute
 from voxplain.datasets.phantom import glioma, write_case
 from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.explain.explainer import Explainer
-from voxplain.explanation import Explanation
+from voxplain.io.atomic import write_json
 from voxplain.io.bundle import load_model
 from voxplain.report.figures import scan_figures
 from voxplain.report.page import report
-from voxplain.results import print_ranks, write_results
+from voxplain.results import print_ranks, read_results, write_results
 from voxplain.scan import Labels
 
 _NOTE = "phantom (software check): this scan is made, and its tumour is known to the voxel"
@@ -30,20 +30,24 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
     """Make a scan with a tumour, explain it with the shipped network, and write maps, masks, figures and a page."""
     phantom = glioma(seed, grade="HGG")
     case = write_case(phantom.scan, phantom.labels, out / "made-scan")
+    write_json({"what": "phantom (software check)", "kind": "glioma", "seed": seed}, out / "made-scan" / "phantom.json")
     scan, truth = case.scan(), case.tumour()
     console.print(f"made scan with a tumour: {out / 'made-scan'}", highlight=False, soft_wrap=True)
     model = load_model("tumour-hemisphere")
-    whys: dict[str, Explanation] = {}
-    masks: dict[str, Labels] = {}
     for name, explainer in _METHODS.items():
-        whys[name] = explainer(model, scan, seed=seed, compute=compute)
-        masks[name] = segment.otsu(whys[name], mask=Labels(scan.foreground(), scan.grid))
-        write_results(whys[name], masks[name], name, out, rule="otsu", sources=case.files)
+        why = explainer(model, scan, seed=seed, compute=compute)
+        mask = segment.otsu(why, mask=Labels(scan.foreground(), scan.grid))
+        write_results(why, mask, name, out, rule="otsu", sources=case.files, seen=False)
+    # The page shows what lies on disk, as `voxplain report` would.
+    results = {result.name: result for result in read_results(out) if result.name in _METHODS}
+    whys = {name: results[name].explanation for name in _METHODS}
+    masks = {name: results[name].mask for name in _METHODS}
     for region in whys["relevance-map"].regions:
         console.print(f"{region.name} half: tumour with probability {region.probability:.3f}", highlight=False)
     print_ranks(whys["relevance-map"], console, count=5)
     console.print("phantom (software check), Dice against the known tumour:")
-    for line in scan_figures(scan, whys, masks, truth, seed=seed).itertuples():
+    figures = scan_figures(scan, whys, masks, truth, seed=seed)
+    for line in figures.itertuples():
         console.print(f"  {line.row:42} {line.kind:10} {line.dice:.2f}", highlight=False)
     page = report(
         scan,
@@ -51,6 +55,7 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
         masks=list(masks.values()),
         names=list(whys),
         truth=truth,
+        figures=figures,
         title="voxplain demo: which half holds tumour, and why?",
         note=_NOTE,
         path=out / "report.html",
