@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 
 import voxplain as vx
 from voxplain.cli import app
+from voxplain.studies.cohort_page import sentences
+from voxplain.studies.scoring import markdown
 
 ROOT = Path(__file__).parents[1]
 # Attributes whose address a browser fetches by itself; a link waits for a click.
@@ -187,3 +189,12 @@ def test_the_figures_of_the_readme_are_those_measured():
     maps = measured[measured.index.str.startswith("grad-cam/")]
     for value in (measured["relevance-map/blank/otsu"], maps.max(), measured["intensity/flair"]):
         assert f"{value:.2f}" in text, f"docs/results was measured again: the README's Dice should be {value:.2f}"
+
+
+def test_the_tables_of_the_results_page_are_those_of_the_scores() -> None:
+    folder = ROOT / "docs" / "results"
+    scores = pd.read_csv(folder / "hemispheres-scores.tsv", sep="\t")
+    page = (folder / "hemispheres.md").read_text(encoding="utf-8")
+    assert markdown(scores) in page
+    for sentence in sentences(scores, "relevance-map/blank/otsu"):
+        assert sentence in page
