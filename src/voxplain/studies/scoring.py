@@ -154,7 +154,8 @@ def write_tables(cases: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> No
     """Write `cases.tsv` and `scores.tsv`."""
     for table, name in ((cases, "cases.tsv"), (summary, "scores.tsv")):
         with writing(folder / name) as temporary:
-            table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+            # Nine digits: printed tables come out the same when they are made from the file.
+            table.to_csv(temporary, sep="\t", index=False, float_format="%.9g")
 
 
 def table_titles() -> dict[str, str]:
