@@ -326,7 +326,14 @@ def interrupt_when(process: subprocess.Popen[str], ready: Callable[[], bool]) ->
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "voxplain.cli", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def hear_interrupts() -> None:
+        # A shell starts background jobs deaf to Ctrl-C, and their children inherit it; a user's command is not one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
 
 
 def test_ctrl_c_while_explaining_leaves_nothing(patient: Path, tmp_path: Path) -> None:
