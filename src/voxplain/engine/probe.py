@@ -79,7 +79,7 @@ class Probe:
     def scores(self, inputs: np.ndarray, scale: str) -> np.ndarray:
         """The target's "probability" or "logit" for each of a batch of inputs (B, C, X, Y, Z); (B,) float64.
 
-        A batch that does not fit into memory is cut into halves, and so are all that follow; `notices` says so.
+        A batch that does not fit into memory is cut into smaller ones, as are all that follow; `notices` says so.
 
         Raises:
             InputError: a single input does not fit into memory.
@@ -98,7 +98,10 @@ class Probe:
         half = -(-len(inputs) // 2)
         self.batch_size = min(self.batch_size, half)
         self.notices.append(f"out of memory with {len(inputs)} inputs at a time; went on with {half}")
-        return np.concatenate([self.scores(inputs[:half], scale), self.scores(inputs[half:], scale)])
+        found: list[float] = []
+        while len(found) < len(inputs):
+            found += self.scores(inputs[len(found) : len(found) + self.batch_size], scale).tolist()
+        return np.array(found)
 
     def clean_score(self, scale: str) -> float:
         """The target's "probability" or "logit" on the clean input."""

@@ -89,8 +89,9 @@ def shapley_coalitions(count: int, samples: int, rng: np.random.Generator) -> tu
     complete = 0
     for size, share in zip(sizes.tolist(), mass, strict=True):
         coalitions = comb(count, size) * (1 if 2 * size == count else 2)
-        # A size that would be drawn about as often as it has coalitions is cheaper to run in full.
-        if (samples - len(rows)) * share / mass[size - 1 :].sum() < coalitions and 2**count - 2 > samples:
+        # A size that would be drawn half as often as it has coalitions is better run in full: no draw comes twice.
+        left = samples - len(rows)
+        if 2**count - 2 > samples and (left < coalitions or 2 * left * share / mass[size - 1 :].sum() < coalitions):
             break
         for members in combinations(range(count), size):
             kept = np.zeros(count, dtype=bool)

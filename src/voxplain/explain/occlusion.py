@@ -28,7 +28,7 @@ class Occlusion(PartsExplainer):
     cost: ClassVar[str] = "1 + one pass per window: about brain volume / `stride`^3"
 
     partition: str = field(
-        default="cubes:16", metadata={"help": "cubes:MM for windows of an edge in mm, or slic for supervoxels"}
+        default="cubes:20", metadata={"help": "cubes:MM for windows of an edge in mm, or slic for supervoxels"}
     )
     stride: float | None = field(
         default=None, metadata={"help": "step between windows in mm, at most the edge; half the edge by default"}
