@@ -3,7 +3,7 @@
 from voxplain import segment
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.explain import GradCAM, RelevanceMap
+from voxplain.explain import LIME, RISE, GradCAM, KernelSHAP, Occlusion, RelevanceMap
 from voxplain.explain.explainer import Explainer, replay
 from voxplain.explanation import Explanation, Region
 from voxplain.grid import Grid
@@ -15,6 +15,8 @@ from voxplain.scan import Labels, Scan
 from voxplain.target import ClassScore, Target
 
 __all__ = [
+    "LIME",
+    "RISE",
     "Card",
     "ClassScore",
     "Compute",
@@ -23,8 +25,10 @@ __all__ = [
     "GradCAM",
     "Grid",
     "InputError",
+    "KernelSHAP",
     "Labels",
     "Model",
+    "Occlusion",
     "Region",
     "RelevanceMap",
     "Scan",

@@ -22,9 +22,19 @@ KINDS = [getattr(explain, name) for name in explain.__all__]
 AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
 
 
+# Lengths in mm must suit worlds of 2 to 4 cm, and numbers of samples a suite that runs each method many times.
+SETTINGS: dict[str, dict[str, object]] = {
+    "occlusion": {"partition": "cubes:5", "stride": 2.5},
+    "lime": {"samples": 400},
+    "kernel-shap": {"samples": 400},
+    "rise": {"cell": 3.0, "samples": 600},
+}
+
+
 def an_explainer(kind: type[vx.Explainer]) -> vx.Explainer:
-    """The method with its own defaults; one that watches a layer gets the detector's."""
-    return kind(**({"layer": "features"} if kind.needs == "layer" else {}))
+    """The method with its own defaults, but for `SETTINGS`; one that watches a layer gets the detector's."""
+    layer = {"layer": "features"} if kind.needs == "layer" else {}
+    return kind(**(layer | SETTINGS.get(kind.name, {})))
 
 
 class Detector(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,28 @@ console = Console(stderr=True)
 Item = TypeVar("Item")
 
 
+class _OutOfMemory(InputError):
+    """Not even this batch fits into memory; a smaller one might."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the CPU's allocator, had no memory left (PyTorch has no one type for both)."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+
+
+@contextmanager
+def _memory_guarded() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise _OutOfMemory(
+            "out of memory; free some, give a smaller --memory or --batch-size, --device cpu, or use a smaller network"
+        ) from error
+
+
 class Probe:
     """A network, one region of a scan and a target: what an explainer gets to work with.
 
@@ -33,12 +56,15 @@ class Probe:
         calibrated: the probability after the card's calibration, which is what is said of the region.
         rng: the only source of randomness.
         forwards, backwards: how many inputs went through the network so far, each way.
+        batch_size: how many inputs run at a time; it shrinks when a batch does not fit into memory.
+        notices: what the user should know of how it ran.
     """
 
     def __init__(self, model: Model, prepared: Prepared, target: Target, seed: int, compute: Compute) -> None:
         self.model, self.prepared, self.target, self.compute = model, prepared, target, compute
         self.rng = np.random.default_rng(seed)
         self.forwards = self.backwards = 0
+        self.notices: list[str] = []
         self.input = prepared.input.data
         self._device = compute.torch_device
         clean = self._tensor(self.input[None])
@@ -51,11 +77,31 @@ class Probe:
         self.calibrated = float(target.probability(model.card.calibrated(output), model.card)[0])
 
     def scores(self, inputs: np.ndarray, scale: str) -> np.ndarray:
-        """The target's "probability" or "logit" for each of a batch of inputs (B, C, X, Y, Z); (B,) float64."""
-        with torch.no_grad():
-            output = self._forward(self._tensor(inputs))
-            read = self.target.probability if scale == "probability" else self.target.logit
-            return read(output, self.model.card).double().cpu().numpy()
+        """The target's "probability" or "logit" for each of a batch of inputs (B, C, X, Y, Z); (B,) float64.
+
+        A batch that does not fit into memory is cut into smaller ones, as are all that follow; `notices` says so.
+
+        Raises:
+            InputError: a single input does not fit into memory.
+        """
+        try:
+            with torch.no_grad():
+                output = self._forward(self._tensor(inputs))
+                read = self.target.probability if scale == "probability" else self.target.logit
+                return read(output, self.model.card).double().cpu().numpy()
+        except _OutOfMemory:
+            if len(inputs) == 1:
+                raise
+        # Outside of the except clause, whose error still holds the tensors of the batch that did not fit.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = -(-len(inputs) // 2)
+        self.batch_size = min(self.batch_size, half)
+        self.notices.append(f"out of memory with {len(inputs)} inputs at a time; went on with {half}")
+        found: list[float] = []
+        while len(found) < len(inputs):
+            found += self.scores(inputs[len(found) : len(found) + self.batch_size], scale).tolist()
+        return np.array(found)
 
     def clean_score(self, scale: str) -> float:
         """The target's "probability" or "logit" on the clean input."""
@@ -116,6 +162,7 @@ class Probe:
             highlight=False,
         )
 
+    @_memory_guarded()
     def _tensor(self, inputs: np.ndarray) -> torch.Tensor:
         # The network must not be able to write into the scan.
         tensor = torch.from_numpy(np.array(inputs, dtype=np.float32))
@@ -123,12 +170,13 @@ class Probe:
             return tensor[..., 0].to(self._device)
         return tensor.to(self._device, memory_format=torch.channels_last_3d)
 
+    @_memory_guarded()
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         try:
             output = self.model.network(inputs)
         except RuntimeError as error:
-            if "out of memory" in str(error).lower():
-                raise InputError("out of memory; give a smaller --memory or --batch-size, or --device cpu") from error
+            if _is_out_of_memory(error):
+                raise
             raise InputError(
                 f"the network refuses inputs of shape {tuple(inputs.shape)}: {' '.join(str(error).split())[:200]}; "
                 "does the card (channels, spatial_dims, shape) belong to this network?"
@@ -146,7 +194,9 @@ class Probe:
         return output.float()
 
 
-def tracked(items: Iterable[Item], description: str, *, shown: bool, total: int | None = None) -> Iterator[Item]:
+def tracked(
+    items: Iterable[Item], description: str, *, shown: bool, total: int | None = None
+) -> Generator[Item, None, None]:
     """Pass items on, under a bar with counts and the time that remains (on standard error) where it is wanted.
 
     `total` is how many there are, for items that do not know.

@@ -96,8 +96,10 @@ class Explainer(ABC):
                 relevance = self._relevance(probe)
                 _check(relevance, prepared, self.name)
                 found.append((prepared, probe, relevance))
-        for warning in caught:
-            warnings.warn(str(warning.message), UserWarning, stacklevel=2)
+        said = [str(warning.message) for warning in caught]
+        said += [f"{prepared.name}: {notice}" for prepared, probe, _ in found for notice in probe.notices]
+        for message in said:
+            warnings.warn(message, UserWarning, stacklevel=2)
         provenance = {
             "explainer": f"{type(self).__module__}:{type(self).__qualname__}",
             "options": dataclasses.asdict(self),
@@ -117,7 +119,7 @@ class Explainer(ABC):
             },
             "seconds": round(time.perf_counter() - started, 3),
             "preparation": dict(regions[0].record),
-            "warnings": [str(warning.message) for warning in caught],
+            "warnings": said,
             "facts": {prepared.name: dict(relevance.facts) for prepared, _, relevance in found},
             "versions": versions(),
         }

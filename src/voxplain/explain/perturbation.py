@@ -1,6 +1,16 @@
-"""The one core of perturbation methods: parts of the input are replaced, and the score is read again."""
+"""The one core of perturbation methods: parts x fill x design of experiments x estimator.
+
+A design says which inputs are run, as a stream of samples; `scored` alone builds and runs them, one batch at a time;
+an estimator turns their scores into one number per part or per voxel. Designs and estimators that one method alone has
+are in that method's file.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy.ndimage import find_objects
@@ -9,31 +19,127 @@ from voxplain.engine.probe import Probe, tracked
 from voxplain.explain.fills import Fill
 from voxplain.scan import Labels
 
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One perturbed input: inside a box of the clean input, what is not kept is filled.
+
+    `keep` has the box's shape (x, y, z): boolean, or float32 from 0 (filled) to 1 (kept), between which the input is
+    blended with the fill. `fill` is (C, x, y, z), or of a shape that broadcasts to it.
+    """
+
+    box: Box
+    keep: np.ndarray
+    fill: np.ndarray
+
+    def write(self, image: np.ndarray) -> None:
+        """Perturb a copy of the clean input (C, X, Y, Z) in place."""
+        inside = image[(slice(None), *self.box)]
+        if self.keep.dtype == np.bool_:
+            np.copyto(inside, self.fill, where=~self.keep)
+        else:
+            inside -= self.fill
+            inside *= self.keep
+            inside += self.fill
+
+    def changes(self, image: np.ndarray) -> bool:
+        """Whether a sample of boolean `keep` differs from the clean input (C, X, Y, Z)."""
+        inside = image[(slice(None), *self.box)]
+        return bool(((inside != self.fill) & ~self.keep).any())
+
+
+def scored(
+    probe: Probe, samples: Iterable[Sample], scale: str, *, count: int, what: str
+) -> Iterator[tuple[Sample, float]]:
+    """Run a stream of `count` samples, and pass each on with the target's score ("probability" or "logit").
+
+    The one loop over perturbed inputs: no more of them exist at a time than one batch, and samples are drawn from the
+    stream only as batches need them.
+    """
+    probe.announce(count, what)
+    with closing(tracked(samples, probe.prepared.name, shown=probe.compute.progress, total=count)) as stream:
+        while batch := list(islice(stream, probe.batch_size)):
+            inputs = np.repeat(probe.input[None], len(batch), axis=0)
+            for image, sample in zip(inputs, batch, strict=True):
+                sample.write(image)
+            yield from zip(batch, probe.scores(inputs, scale).tolist(), strict=True)
+
+
+def without_each_part(probe: Probe, parts: Labels, fill: Fill) -> dict[int, Sample]:
+    """The design that fills one part at a time, in all channels at once, by label.
+
+    A part that its fill does not change is left out: its score is the clean one, and costs no pass.
+    """
+    image, background = probe.input, np.asarray(probe.prepared.background, dtype=np.float32)
+    samples: dict[int, Sample] = {}
+    for label, box in enumerate(find_objects(parts.data), start=1):
+        # The box is enough for fills that look at the part; those that look at the sequence get all of it.
+        inside = parts.data == label
+        kept = ~inside[box]
+        values = fill(image, inside, background)
+        if values.shape[1] == 1:
+            values = values[:, :, None, None]
+        else:
+            patch = image[(slice(None), *box)].copy()
+            patch[:, ~kept] = values
+            values = patch
+        sample = Sample(box, kept, values)
+        if sample.changes(image):
+            samples[label] = sample
+    return samples
+
 
 def scores_without_each_part(probe: Probe, parts: Labels, fill: Fill, scale: str) -> np.ndarray:
     """The target's score ("probability" or "logit") with each part filled in turn, (N,) float64.
 
-    Only the part's voxels change, in all channels at once. A part that its fill does not change keeps the clean
-    score and costs no pass.
+    Only the part's voxels change. A part that its fill does not change keeps the clean score and costs no pass.
     """
-    image, background = probe.input, np.asarray(probe.prepared.background, dtype=np.float32)
-    boxes = find_objects(parts.data)
-    scores = np.full(len(boxes), probe.clean_score(scale))
-    fillings: dict[int, tuple[tuple[slice, slice, slice], np.ndarray]] = {}
-    for index, box in enumerate(boxes):
-        inside = parts.data == index + 1
-        values = np.broadcast_to(fill(image, inside, background), (len(image), int(inside.sum())))
-        if not np.array_equal(values, image[:, inside]):
-            patch = image[(slice(None), *box)].copy()
-            patch[:, inside[box]] = values
-            fillings[index] = (box, patch)
-    changing = list(fillings)
-    probe.announce(len(changing), f"{len(boxes)} parts")
-    batches = [changing[start : start + probe.batch_size] for start in range(0, len(changing), probe.batch_size)]
-    for batch in tracked(batches, probe.prepared.name, shown=probe.compute.progress):
-        perturbed = np.repeat(image[None], len(batch), axis=0)
-        for row, index in enumerate(batch):
-            box, patch = fillings[index]
-            perturbed[(row, slice(None), *box)] = patch
-        scores[batch] = probe.scores(perturbed, scale)
+    scores = np.full(int(parts.data.max(initial=0)), probe.clean_score(scale))
+    samples = without_each_part(probe, parts, fill)
+    run = scored(probe, samples.values(), scale, count=len(samples), what=f"{len(scores)} parts")
+    for label, (_, score) in zip(samples, run, strict=True):
+        scores[label - 1] = score
     return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The M parts that their fill changes: what coalitions are made of.
+
+    `labels` (M,) are their labels among all parts; `index` (X, Y, Z) says 1..M which feature a voxel belongs to, and 0
+    where it is never filled; `filled` (C, X, Y, Z) is the input with all of them filled.
+    """
+
+    labels: np.ndarray
+    index: np.ndarray
+    filled: np.ndarray
+
+    def scores_by_label(self, values: np.ndarray, count: int) -> np.ndarray:
+        """Values of the features (M,) as scores of all parts, (count,); parts that change nothing have 0."""
+        scores = np.zeros(count)
+        scores[self.labels - 1] = values
+        return scores
+
+
+def features(probe: Probe, parts: Labels, fill: Fill) -> Features:
+    """The parts that their fill changes, and the input with all of them filled."""
+    samples = without_each_part(probe, parts, fill)
+    filled = probe.input.copy()
+    index = np.zeros(parts.data.shape, dtype=np.int32)
+    for number, sample in enumerate(samples.values(), start=1):
+        sample.write(filled)
+        index[sample.box][~sample.keep] = number
+    return Features(np.array([*samples], dtype=np.int64), index, filled)
+
+
+def scores_of_coalitions(probe: Probe, known: Features, coalitions: np.ndarray, scale: str) -> np.ndarray:
+    """The target's score ("probability" or "logit") with only the members of each coalition kept, (S,) float64.
+
+    `coalitions` is boolean (S, M): which features are kept; all others are filled.
+    """
+    whole: Box = (slice(None), slice(None), slice(None))
+    samples = (Sample(whole, np.append(True, members)[known.index], known.filled) for members in coalitions)
+    what = f"{len(known.labels)} parts"
+    return np.array([score for _, score in scored(probe, samples, scale, count=len(coalitions), what=what)])

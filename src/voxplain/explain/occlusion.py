@@ -1,0 +1,106 @@
+"""Occlusion: how much the score falls when a window of the scan is covered (Zeiler 2014)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import ClassVar
+
+import numpy as np
+
+from voxplain.engine.probe import Probe
+from voxplain.errors import InputError
+from voxplain.explain.explainer import Relevance
+from voxplain.explain.parts import PartsExplainer, cube_edge, fall_unit, one_of
+from voxplain.explain.perturbation import Box, Sample, scored, scores_without_each_part
+
+
+@dataclass(frozen=True)
+class Occlusion(PartsExplainer):
+    """Occlusion: the score minus the score with a window filled, averaged over the windows that cover a voxel.
+
+    Windows are cubes of an edge, `stride` apart (Zeiler 2014, section 4.2, who draws the score itself; here high is
+    important). Cubes that do not overlap, and supervoxels (`partition="slic"`), are parts with a score each. Positive
+    where covering lowers the score.
+    """
+
+    name: ClassVar[str] = "occlusion"
+    cost: ClassVar[str] = "1 + one pass per window: about brain volume / `stride`^3"
+
+    partition: str = field(
+        default="cubes:20", metadata={"help": "cubes:MM for windows of an edge in mm, or slic for supervoxels"}
+    )
+    stride: float | None = field(
+        default=None, metadata={"help": "step between windows in mm, at most the edge; half the edge by default"}
+    )
+    effect: str = field(
+        default="signed",
+        metadata={"help": "signed: positive where filling lowers the score; absolute: any change counts"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("effect", self.effect, ("absolute", "signed"))
+        edge = cube_edge(self.partition)
+        if self.stride is None:
+            return
+        if edge is None:
+            raise InputError("supervoxels do not overlap, so they have no stride; leave it out, or use cubes:MM")
+        if not 0 < self.stride <= edge:
+            raise InputError(
+                f"stride must be above 0 and at most the windows' edge of {edge:g} mm, so that no voxel is left out; "
+                f"got {self.stride}"
+            )
+
+    def _relevance(self, probe: Probe) -> Relevance:
+        edge = cube_edge(self.partition)
+        unit, signed = fall_unit(self.effect, self.scale), self.effect == "signed"
+        clean = probe.clean_score(self.scale)
+        if edge is None or self.stride == edge:
+            parts = self._parts(probe)
+            falls = clean - scores_without_each_part(probe, parts, self._fill(), self.scale)
+            scores = falls if signed else np.abs(falls)
+            facts = {"parts": len(scores), "passes": probe.forwards}
+            return Relevance(unit=unit, signed=signed, parts=parts, scores=scores, facts=facts)
+
+        grid = probe.prepared.input.grid
+        size, step = (
+            [max(1, round(length / spacing)) for spacing in grid.spacing]
+            for length in (edge, edge / 2 if self.stride is None else self.stride)
+        )
+        boxes = windows(grid.shape, size, step)
+        inside = probe.prepared.foreground if self.mask == "brain" else np.ones(grid.shape, dtype=bool)
+        background = np.asarray(probe.prepared.background, dtype=np.float32)
+        fill, samples = self._fill(), []
+        of_sequence = fill(probe.input, np.ones(grid.shape, dtype=bool), background)
+        for box in boxes:
+            if inside[box].any():
+                window = probe.input[(slice(None), *box)]
+                values = fill(window, inside[box], background) if self.scope == "region" else of_sequence
+                samples.append(Sample(box, ~inside[box], values[:, :, None, None]))
+        samples = [sample for sample in samples if sample.changes(probe.input)]
+        total, count = np.zeros(grid.shape), np.zeros(grid.shape)
+        for box in boxes:
+            count[box] += 1
+        for sample, score in scored(probe, samples, self.scale, count=len(samples), what=f"{len(boxes)} windows"):
+            total[sample.box] += clean - score if signed else abs(clean - score)
+        return Relevance(
+            unit=unit,
+            signed=signed,
+            map=(total / count * inside)[None].astype(np.float32),
+            facts={
+                "windows": len(boxes),
+                "window_voxels": size,
+                "stride_voxels": step,
+                "passes": probe.forwards,
+            },
+        )
+
+
+def windows(shape: tuple[int, int, int], size: list[int], step: list[int]) -> list[Box]:
+    """The design: boxes of `size` voxels, `step` apart from the first voxel on; the last along an axis is cut off."""
+    axes = [
+        [slice(k * s, min(n, k * s + w)) for k in range(-(-max(0, n - w) // s) + 1)]
+        for n, w, s in zip(shape, size, step, strict=True)
+    ]
+    return [(x, y, z) for x, y, z in product(*axes)]
