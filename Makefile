@@ -16,8 +16,9 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/voxplain demo --out demo
 
+# Two processes with one thread each: tests are many and small.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check

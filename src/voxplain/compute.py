@@ -20,7 +20,9 @@ class Compute:
 
     `device` is "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N"; `memory` a limit for one
     batch of inputs and activations such as "4GB"; `threads` the CPU threads (all of PyTorch's own choice when None);
-    `batch_size` fixes how many inputs run at a time (else it follows from `memory`); `progress` shows bars.
+    `batch_size` fixes how many inputs run at a time (else it follows from `memory`); `engine` is "full" (every
+    perturbed input runs whole) or "incremental" (only what a perturbation can change is computed again; scores agree
+    with full passes to rounding); `progress` shows bars.
 
     Raises:
         InputError: a value that cannot be read, or a device that is not there.
@@ -30,6 +32,7 @@ class Compute:
     memory: str = "2GB"
     threads: int | None = None
     batch_size: int | None = None
+    engine: str = "full"
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -40,6 +43,8 @@ class Compute:
             wanted = int(self.device.partition(":")[2] or 0)
             if wanted >= count:
                 raise InputError(f"device {self.device} is not there; CUDA devices found: {count}; use --device cpu")
+        if self.engine not in ("full", "incremental"):
+            raise InputError(f"engine is full or incremental; got {self.engine!r}")
         if self.memory_bytes < 1:
             raise InputError(f"memory must be more than nothing; got {self.memory!r}")
         for name, value in (("threads", self.threads), ("batch_size", self.batch_size)):

@@ -68,6 +68,7 @@ def explain_command(kind: type[Explainer]) -> Callable[..., None]:
         option("seed", int, 0, help="seed of everything random"),
         option("device", str, "auto", help="auto, cpu, cuda or cuda:N"),
         option("memory", str, "2GB", help="limit for one batch of inputs and activations, such as 4GB"),
+        option("engine", str, "full", help="full, or incremental: only what a perturbation can change runs again"),
         option("batch_size", int | None, None, help="inputs at a time; follows from --memory by default"),
         option("threads", int | None, None, help="CPU threads"),
     ]
@@ -88,6 +89,7 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
         memory=run["memory"],
         threads=run["threads"],
         batch_size=run["batch_size"],
+        engine=run["engine"],
         progress=True,
     )
     explainer = kind(**options)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -15,10 +16,15 @@ from torch import nn
 
 from voxplain.compute import Compute
 from voxplain.engine.budget import ActivationMeter
+from voxplain.engine.incremental import Box, Incremental, Patch
+from voxplain.engine.tracing import UntraceableError
 from voxplain.errors import InputError
 from voxplain.model import Model
 from voxplain.preparation import Prepared
 from voxplain.target import Target
+
+# Boxes are small where networks are wide: so many are followed together before a larger batch gains nothing.
+PATCHES_AT_ONCE = 64
 
 console = Console(stderr=True)
 Item = TypeVar("Item")
@@ -103,6 +109,52 @@ class Probe:
             found += self.scores(inputs[len(found) : len(found) + self.batch_size], scale).tolist()
         return np.array(found)
 
+    def scores_of_patches(self, patches: Sequence[Patch], scale: str) -> np.ndarray:
+        """The target's "probability" or "logit" where one box of the input is replaced, (N,) float64.
+
+        A patch is a box, (start, stop) per axis of (X, Y, Z), and its contents (C, x, y, z). Only what the patches can
+        change is computed again; a network that torch.fx cannot follow runs in full, and `notices` says so once.
+        """
+        if self.incremental is None:
+            return self.scores(np.stack([self._patched(box, values) for box, values in patches]), scale)
+        flat = self.model.card.spatial_dims == 2
+        cut = [(box[:2], values[..., 0]) if flat else (box, values) for box, values in patches]
+        with torch.no_grad(), _memory_guarded():
+            output = self._checked(self.incremental.outputs(cut), len(patches))
+        read = self.target.probability if scale == "probability" else self.target.logit
+        return read(output, self.model.card).double().cpu().numpy()
+
+    @cached_property
+    def incremental(self) -> Incremental | None:
+        """The network at work on perturbations of the clean input; None where it runs in full."""
+        if self.compute.engine == "full":
+            return None
+        if isinstance(self.model.network, torch.jit.ScriptModule):
+            self.notices.append("the network runs in full: torch.fx does not follow TorchScript")
+            return None
+        try:
+            with _memory_guarded():
+                return Incremental(
+                    self.model.network,
+                    self._tensor(self.input[None]),
+                    batch_size=self.compute.batch_size or PATCHES_AT_ONCE,
+                    memory_bytes=self.compute.memory_bytes,
+                )
+        except UntraceableError as error:
+            self.notices.append(f"the network runs in full: {error}")
+            return None
+
+    @property
+    def finished_in_full_from(self) -> tuple[str, ...]:
+        """Names of the layers from which perturbed inputs ran in full, where the engine is incremental."""
+        run = vars(self).get("incremental")  # not made where no method asked for it
+        return () if run is None else run.finished_in_full_from
+
+    def _patched(self, box: Box, values: np.ndarray | torch.Tensor) -> np.ndarray:
+        image = self.input.copy()
+        image[(slice(None), *(slice(start, stop) for start, stop in box))] = values
+        return image
+
     def clean_score(self, scale: str) -> float:
         """The target's "probability" or "logit" on the clean input."""
         return self.probability if scale == "probability" else self.logit
@@ -181,8 +233,12 @@ class Probe:
                 f"the network refuses inputs of shape {tuple(inputs.shape)}: {' '.join(str(error).split())[:200]}; "
                 "does the card (channels, spatial_dims, shape) belong to this network?"
             ) from error
-        self.forwards += len(inputs)
-        expected = (len(inputs), len(self.model.card.classes))
+        return self._checked(output, len(inputs))
+
+    def _checked(self, output: object, count: int) -> torch.Tensor:
+        """The network's scores as float32, (count, classes), after a look at what came out."""
+        self.forwards += count
+        expected = (count, len(self.model.card.classes))
         if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise InputError(

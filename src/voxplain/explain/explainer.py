@@ -113,6 +113,7 @@ class Explainer(ABC):
             },
             "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
             "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},
+            "finished_in_full_from": sorted({name for _, probe, _ in found for name in probe.finished_in_full_from}),
             "passes": {
                 "forward": sum(probe.forwards for _, probe, _ in found),
                 "backward": sum(probe.backwards for _, probe, _ in found),

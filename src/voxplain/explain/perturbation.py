@@ -15,11 +15,13 @@ from itertools import islice
 import numpy as np
 from scipy.ndimage import find_objects
 
-from voxplain.engine.probe import Probe, tracked
+from voxplain.engine.incremental import Patch
+from voxplain.engine.probe import PATCHES_AT_ONCE, Probe, tracked
 from voxplain.explain.fills import Fill
 from voxplain.scan import Labels
 
 Box = tuple[slice, slice, slice]
+WHOLE: Box = (slice(None), slice(None), slice(None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +36,18 @@ class Sample:
     keep: np.ndarray
     fill: np.ndarray
 
+    def patch(self, image: np.ndarray) -> Patch:
+        """The box, (start, stop) per axis, and what a perturbed input (C, X, Y, Z) holds there, (C, x, y, z)."""
+        inside = image[(slice(None), *self.box)].copy()
+        self._perturb(inside)
+        x, y, z = (side.indices(size)[:2] for side, size in zip(self.box, image.shape[1:], strict=True))
+        return (x, y, z), inside
+
     def write(self, image: np.ndarray) -> None:
         """Perturb a copy of the clean input (C, X, Y, Z) in place."""
-        inside = image[(slice(None), *self.box)]
+        self._perturb(image[(slice(None), *self.box)])
+
+    def _perturb(self, inside: np.ndarray) -> None:
         if self.keep.dtype == np.bool_:
             np.copyto(inside, self.fill, where=~self.keep)
         else:
@@ -56,15 +67,23 @@ def scored(
     """Run a stream of `count` samples, and pass each on with the target's score ("probability" or "logit").
 
     The one loop over perturbed inputs: no more of them exist at a time than one batch, and samples are drawn from the
-    stream only as batches need them.
+    stream only as batches need them. Samples that perturb a part of the input go through the engine that the run asks
+    for; those that touch all of it run in full.
     """
     probe.announce(count, what)
     with closing(tracked(samples, probe.prepared.name, shown=probe.compute.progress, total=count)) as stream:
         while batch := list(islice(stream, probe.batch_size)):
-            inputs = np.repeat(probe.input[None], len(batch), axis=0)
-            for image, sample in zip(inputs, batch, strict=True):
-                sample.write(image)
-            yield from zip(batch, probe.scores(inputs, scale).tolist(), strict=True)
+            if probe.compute.engine == "incremental" and all(sample.box != WHOLE for sample in batch):
+                # Boxes are small: more of them than whole inputs fit into the memory of one batch.
+                if probe.incremental is not None and probe.compute.batch_size is None:
+                    batch += islice(stream, PATCHES_AT_ONCE - len(batch))
+                scores = probe.scores_of_patches([sample.patch(probe.input) for sample in batch], scale)
+            else:
+                inputs = np.repeat(probe.input[None], len(batch), axis=0)
+                for image, sample in zip(inputs, batch, strict=True):
+                    sample.write(image)
+                scores = probe.scores(inputs, scale)
+            yield from zip(batch, scores.tolist(), strict=True)
 
 
 def without_each_part(probe: Probe, parts: Labels, fill: Fill) -> dict[int, Sample]:
@@ -139,7 +158,6 @@ def scores_of_coalitions(probe: Probe, known: Features, coalitions: np.ndarray, 
 
     `coalitions` is boolean (S, M): which features are kept; all others are filled.
     """
-    whole: Box = (slice(None), slice(None), slice(None))
-    samples = (Sample(whole, np.append(True, members)[known.index], known.filled) for members in coalitions)
+    samples = (Sample(WHOLE, np.append(True, members)[known.index], known.filled) for members in coalitions)
     what = f"{len(known.labels)} parts"
     return np.array([score for _, score in scored(probe, samples, scale, count=len(coalitions), what=what)])
