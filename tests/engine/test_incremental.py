@@ -464,6 +464,7 @@ def dropout_left_on() -> nn.Module:
         (Noisy().eval(), "draws on chance"),
         (NoisyWeights().eval(), "draws on chance"),
         (TwoOutputs().eval(), "returns one tensor"),
+        (nn.Threshold(9e9, float("nan")).eval(), "NaN or infinite"),
     ],
 )
 def test_networks_that_depend_on_more_than_their_input_are_refused(network: nn.Module, message: str) -> None:
