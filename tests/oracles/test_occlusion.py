@@ -164,3 +164,24 @@ def test_the_stride_is_half_the_edge_by_default() -> None:
     default = vx.Occlusion(partition="cubes:8")
     stated = dataclasses.replace(default, stride=4.0)
     np.testing.assert_array_equal(default(one, image, compute=CPU).map, stated(one, image, compute=CPU).map)
+
+
+def test_a_budget_for_all_windows_gives_the_whole_map_and_less_comes_close() -> None:
+    one, image = model(), scan()
+    explain = vx.Occlusion(partition="cubes:8", stride=2.0, scale="logit")
+    full = explain(one, image, compute=CPU)
+    facts = full.provenance["facts"]["whole"]
+    assert facts["windows_covered"] == facts["windows_that_change"] == full.provenance["passes"]["forward"] - 1
+    assert facts["interpolation_error"] is None
+    many = dataclasses.replace(explain, passes=facts["windows_that_change"])(one, image, compute=CPU)
+    np.testing.assert_array_equal(many.map, full.map)
+    errors = []
+    for share in (0.2, 0.5, 0.8):
+        passes = int(share * facts["windows_that_change"])
+        fewer = dataclasses.replace(explain, passes=passes)(one, image, compute=CPU)
+        assert fewer.provenance["passes"]["forward"] == passes + 1
+        assert fewer.provenance["facts"]["whole"]["windows_covered"] == passes
+        errors.append(float(np.sqrt(np.mean((fewer.map - full.map) ** 2)) / np.abs(full.map).max()))
+    assert errors == sorted(errors, reverse=True)
+    # The weights of this network are random from voxel to voxel, which nothing can interpolate well.
+    assert errors[0] < 0.1

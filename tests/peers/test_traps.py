@@ -4,6 +4,8 @@ Each test first shows the trap with the peer itself, so that we learn when it is
 """
 
 import dataclasses
+import gc
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -225,6 +227,27 @@ class Read(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         self.seen += [one.numpy().copy() for one in inputs]
         return inputs.mean(dim=(1, 2, 3, 4))[:, None]
+
+
+class TestTrap8LIMEOnFourChannels:
+    """The lime package wants colour images of three channels, and keeps whole copies (not installed here)."""
+
+    def test_voxplain_explains_four_sequences_with_the_memory_of_a_batch(self) -> None:
+        shape = (40, 32, 32)
+        data = np.ones((4, *shape)) * np.array([1, 2, 3, 4])[:, None, None, None]
+        scan = vx.Scan(data, vx.Grid(shape, np.eye(4)), SEQUENCES)
+        card = vx.Card(name="corner", channels=SEQUENCES, classes=("bright",))
+        explain = vx.LIME(partition="cubes:8", samples=200)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            why = explain(vx.Model(BrightCorner().eval(), card), scan, compute=vx.Compute("cpu", batch_size=4))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert why.scores.argmax() == 0
+        assert why.scores[0] > 20 * np.abs(why.scores[1:]).max()
+        assert peak < 0.1 * 200 * scan.data.nbytes
 
 
 class TestTrap9ZeroIsNotAbsent:

@@ -47,7 +47,7 @@ def explain_command(kind: type[Explainer]) -> Callable[..., None]:
     required = inspect.Parameter.empty
     fields = dataclasses.fields(kind)
     types: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
-    types |= {"str | None": str | None, "float | None": float | None}
+    types |= {"str | None": str | None, "int | None": int | None, "float | None": float | None}
     parameters = [
         option("model", str, required, help="shipped name, folder, TorchScript file or python:pkg.mod:factory"),
         option("out", Path, required, help="folder for the results"),

@@ -52,8 +52,9 @@ class LIME(PartsExplainer):
                 f"{count} parts cannot be told apart by {self.samples} samples without a ridge; "
                 "give more samples, fewer segments, or a ridge above 0"
             )
-        coalitions = halves(self.samples, count, probe.rng)
-        changes = np.zeros(self.samples)
+        # Without a part that its fill changes, all samples are the whole scan.
+        coalitions = halves(self.samples if count else 1, count, probe.rng)
+        changes = np.zeros(len(coalitions))
         # The whole scan's score is known. Differences from it, so that a score that never moves gives exact zeros.
         changes[1:] = scores_of_coalitions(probe, known, coalitions[1:], self.scale) - probe.clean_score(self.scale)
         weights = closeness(coalitions, self.kernel_width)
@@ -66,7 +67,7 @@ class LIME(PartsExplainer):
             facts={
                 "parts": int(parts.data.max()),
                 "features": count,
-                "samples": self.samples,
+                "samples": len(coalitions),
                 "kernel": f"exp(-D^2 / (2 {self.kernel_width}^2)), D = 1 - sqrt(kept / features)",
                 "kernel_width": self.kernel_width,
                 "ridge": self.ridge,
