@@ -17,7 +17,7 @@ import torch
 Ranges = tuple[np.ndarray, np.ndarray]
 
 # Boxes that fill more of the volume than this are not worth their bookkeeping.
-_WHOLE = 0.8
+_WHOLE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,31 +71,46 @@ def gather(
     shape = (len(origin), clean.shape[1], *size)
     cut = torch.empty(shape, dtype=clean.dtype, device=clean.device, memory_format=memory_format(len(shape)))
     low, high = np.clip(origin, 0, extent), np.clip(origin + size, 0, extent)
-    for row in range(len(origin)):
-        here = cut[row]
-        if (high[row] - low[row] < size).any():
-            here.fill_(fill)
-        if (high[row] <= low[row]).any():
+    for row, (first, last, zero) in enumerate(zip(low.tolist(), high.tolist(), origin.tolist(), strict=True)):
+        here, stop = cut[row], [z + s for z, s in zip(zero, size, strict=True)]
+        for a, b in _around((zero, stop), (first, last)):
+            here[_slices(a, b, zero)] = fill
+        if values is None or boxes is None:
+            here[_slices(first, last, zero)] = clean[0][_slices(first, last)]
             continue
-        here[_slices(low[row] - origin[row], high[row] - origin[row])] = clean[0][_slices(low[row], high[row])]
-        if values is not None and boxes is not None:
-            first = np.maximum(low[row], boxes.start[row])
-            last = np.minimum(high[row], boxes.start[row] + boxes.size)
-            if (first < last).all():
-                inside = _slices(first - boxes.start[row], last - boxes.start[row])
-                here[_slices(first - origin[row], last - origin[row])] = values[row][inside]
+        start = boxes.start[row].tolist()
+        inner = [max(a, s) for a, s in zip(first, start, strict=True)]
+        outer = [min(b, s + n) for b, s, n in zip(last, start, boxes.size, strict=True)]
+        for a, b in _around((first, last), (inner, outer)):
+            here[_slices(a, b, zero)] = clean[0][_slices(a, b)]
+        if all(a < b for a, b in zip(inner, outer, strict=True)):
+            here[_slices(inner, outer, zero)] = values[row][_slices(inner, outer, start)]
     return cut
 
 
 def paste(clean: torch.Tensor, values: torch.Tensor, boxes: Boxes) -> torch.Tensor:
     """Perturbed activations in full, (N, C, *extent)."""
-    shape = (len(values), *clean.shape[1:])
-    whole = torch.empty(shape, dtype=clean.dtype, device=clean.device, memory_format=memory_format(len(shape)))
-    whole.copy_(clean.expand(shape))
-    for row, start in enumerate(boxes.start):
-        whole[row][_slices(start, start + boxes.size)] = values[row]
-    return whole
+    return gather(clean, values, boxes, np.zeros_like(boxes.start), tuple(clean.shape[2:]))
 
 
-def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
-    return (slice(None), *map(slice, low.tolist(), high.tolist()))
+Corners = tuple[Sequence[int], Sequence[int]]
+
+
+def _around(outer: Corners, inner: Corners) -> list[Corners]:
+    """The outer box without the inner, in slabs that do not overlap; corners are (first voxel, one past the last)."""
+    if any(a >= b for a, b in zip(*inner, strict=True)):
+        return [outer] if all(a < b for a, b in zip(*outer, strict=True)) else []
+    slabs: list[Corners] = []
+    low, high = list(outer[0]), list(outer[1])
+    for axis in range(len(low)):
+        for first, last in ((low[axis], inner[0][axis]), (inner[1][axis], high[axis])):
+            if first < last:
+                slabs.append(([*low[:axis], first, *low[axis + 1 :]], [*high[:axis], last, *high[axis + 1 :]]))
+        low[axis], high[axis] = inner[0][axis], inner[1][axis]
+    return slabs
+
+
+def _slices(low: Sequence[int], high: Sequence[int], origin: Sequence[int] | None = None) -> tuple[slice, ...]:
+    """A box of all channels, its corners counted from an origin."""
+    zero = origin or [0] * len(low)
+    return (slice(None), *(slice(a - z, b - z) for a, b, z in zip(low, high, zero, strict=True)))

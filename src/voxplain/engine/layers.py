@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from voxplain.engine.rules import Elementwise, Rule, Separable, Transposed, Windowed, Windows
-from voxplain.engine.tracing import DROPOUTS
+from voxplain.engine.tracing import DROPOUTS, PointwiseConvolution
 
 Sizes = int | Sequence[int]
 
@@ -312,6 +312,8 @@ def _rule_of_module(module: nn.Module, output: torch.Tensor, input: torch.Tensor
             return None
         m = module
         return _convolution(output, input, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+    if isinstance(module, PointwiseConvolution):
+        return Windowed(_windows(output, 1, module.stride, 1, 0), module)
     if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
         t = module
         assert not isinstance(t.padding, str)  # torch allows numbers only
