@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import monai.networks.nets as monai_nets
@@ -25,6 +25,15 @@ from voxplain.networks.resnet import resnet
 FEW = settings(max_examples=8, deadline=None, derandomize=True)
 MANY = settings(max_examples=25, deadline=None, derandomize=True)
 TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Layers as small as these only wait for one another on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def settled(network: nn.Module, seed: int = 0) -> nn.Module:
