@@ -25,9 +25,9 @@ AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1
 # Lengths in mm must suit worlds of 2 to 4 cm, and numbers of samples a suite that runs each method many times.
 SETTINGS: dict[str, dict[str, object]] = {
     "occlusion": {"partition": "cubes:5", "stride": 2.5},
-    "lime": {"samples": 400},
-    "kernel-shap": {"samples": 400},
-    "rise": {"cell": 3.0, "samples": 600},
+    "lime": {"samples": 250},
+    "kernel-shap": {"samples": 250},
+    "rise": {"cell": 3.0, "samples": 300},
 }
 
 
