@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import expit
 
 
 def platt_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -35,7 +36,7 @@ def platt_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         scores = values[0] * units + values[1]
-        errors = weights * (1 / (1 + np.exp(-scores)) - targets)
+        errors = weights * (expit(scores) - targets)
         return float(weights @ (np.logaddexp(0, scores) - targets * scores)), np.array([errors @ units, errors.sum()])
 
     slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B").x

@@ -30,8 +30,9 @@ from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
 from voxplain.scan import Labels
 
-_WHAT = "phantom (software check)"
-_RECORD = "phantom.json"
+# What figures on phantoms are called, and the file that says of a folder that its scans are made.
+SOFTWARE_CHECK = "phantom (software check)"
+RECORD = "phantom.json"
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,15 @@ def _cohort(
     if spacing not in (1, 2):
         raise InputError(f"a phantom has a spacing of 1 or 2 mm; got {spacing}; resample one with Scan.on")
     out = out.expanduser().resolve()
-    same = {"what": _WHAT, "voxplain": version("voxplain"), "kind": kind, "seed": seed, "spacing_mm": float(spacing)}
+    same = {
+        "what": SOFTWARE_CHECK,
+        "voxplain": version("voxplain"),
+        "kind": kind,
+        "seed": seed,
+        "spacing_mm": float(spacing),
+    }
     same |= options
-    before = read_json(out / _RECORD) or {}
+    before = read_json(out / RECORD) or {}
     if before and (
         differing := sorted(key for key in same | before if key != "n" and same.get(key) != before.get(key))
     ):
@@ -151,7 +158,7 @@ def _cohort(
     for number in range(count):
         own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
         record, make = planned(number, own_seed)
-        record = {"what": _WHAT, "voxplain": same["voxplain"], "kind": kind, "seed": own_seed} | record
+        record = {"what": SOFTWARE_CHECK, "voxplain": same["voxplain"], "kind": kind, "seed": own_seed} | record
         plans.append(_Planned(f"Phantom_{kind}_{number + 1:04d}", record | {"spacing_mm": float(spacing)}, make))
     return _written(out, same | {"n": count}, plans, n)
 
@@ -159,7 +166,7 @@ def _cohort(
 def _written(out: Path, record: dict[str, Any], plans: Sequence[_Planned], n: int) -> Iterator[Case]:
     output_folder(out)
     # First, so that a folder in which making was stopped is known for what it is.
-    write_json(record, out / _RECORD)
+    write_json(record, out / RECORD)
     graded = [(plan.record["grade"], plan.name) for plan in plans if plan.record.get("grade")]
     if graded:
         text = io.StringIO()
@@ -177,7 +184,7 @@ def _write_patient(out: Path, plan: _Planned) -> None:
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as workplace:
         folder = Path(workplace) / plan.name
         write_case(phantom.scan, phantom.labels, folder)
-        write_json(plan.record | ({"side": phantom.side} if phantom.side else {}), folder / _RECORD)
+        write_json(plan.record | ({"side": phantom.side} if phantom.side else {}), folder / RECORD)
         try:
             os.replace(folder, out / plan.name)
         except OSError as error:

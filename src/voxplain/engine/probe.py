@@ -16,7 +16,7 @@ from torch import nn
 
 from voxplain.compute import Compute
 from voxplain.engine.budget import ActivationMeter
-from voxplain.engine.incremental import Box, Incremental, Patch
+from voxplain.engine.incremental import Incremental, Patch
 from voxplain.engine.tracing import UntraceableError
 from voxplain.errors import InputError
 from voxplain.model import Model
@@ -92,9 +92,7 @@ class Probe:
         """
         try:
             with torch.no_grad():
-                output = self._forward(self._tensor(inputs))
-                read = self.target.probability if scale == "probability" else self.target.logit
-                return read(output, self.model.card).double().cpu().numpy()
+                return self._read(self._forward(self._tensor(inputs)), scale)
         except _OutOfMemory:
             if len(inputs) == 1:
                 raise
@@ -113,24 +111,21 @@ class Probe:
         """The target's "probability" or "logit" where one box of the input is replaced, (N,) float64.
 
         A patch is a box, (start, stop) per axis of (X, Y, Z), and its contents (C, x, y, z). Only what the patches can
-        change is computed again; a network that torch.fx cannot follow runs in full, and `notices` says so once.
+        change is computed again: for runs that have `incremental`.
         """
-        if self.incremental is None:
-            return self.scores(np.stack([self._patched(box, values) for box, values in patches]), scale)
+        assert self.incremental is not None
         flat = self.model.card.spatial_dims == 2
         cut = [(box[:2], values[..., 0]) if flat else (box, values) for box, values in patches]
         with torch.no_grad(), _memory_guarded():
-            output = self._checked(self.incremental.outputs(cut), len(patches))
-        read = self.target.probability if scale == "probability" else self.target.logit
-        return read(output, self.model.card).double().cpu().numpy()
+            return self._read(self._checked(self.incremental.outputs(cut), len(patches)), scale)
 
     @cached_property
     def incremental(self) -> Incremental | None:
-        """The network at work on perturbations of the clean input; None where it runs in full."""
+        """The network at work on perturbations of the clean input; None where it runs in full.
+
+        A network that torch.fx cannot follow runs in full, and `notices` says so.
+        """
         if self.compute.engine == "full":
-            return None
-        if isinstance(self.model.network, torch.jit.ScriptModule):
-            self.notices.append("the network runs in full: torch.fx does not follow TorchScript")
             return None
         try:
             with _memory_guarded():
@@ -150,10 +145,9 @@ class Probe:
         run = vars(self).get("incremental")  # not made where no method asked for it
         return () if run is None else run.finished_in_full_from
 
-    def _patched(self, box: Box, values: np.ndarray | torch.Tensor) -> np.ndarray:
-        image = self.input.copy()
-        image[(slice(None), *(slice(start, stop) for start, stop in box))] = values
-        return image
+    def _read(self, output: torch.Tensor, scale: str) -> np.ndarray:
+        read = self.target.probability if scale == "probability" else self.target.logit
+        return read(output, self.model.card).double().cpu().numpy()
 
     def clean_score(self, scale: str) -> float:
         """The target's "probability" or "logit" on the clean input."""

@@ -73,9 +73,9 @@ def scored(
     probe.announce(count, what)
     with closing(tracked(samples, probe.prepared.name, shown=probe.compute.progress, total=count)) as stream:
         while batch := list(islice(stream, probe.batch_size)):
-            if probe.compute.engine == "incremental" and all(sample.box != WHOLE for sample in batch):
+            if all(sample.box != WHOLE for sample in batch) and probe.incremental is not None:
                 # Boxes are small: more of them than whole inputs fit into the memory of one batch.
-                if probe.incremental is not None and probe.compute.batch_size is None:
+                if probe.compute.batch_size is None:
                     batch += islice(stream, PATCHES_AT_ONCE - len(batch))
                 scores = probe.scores_of_patches([sample.patch(probe.input) for sample in batch], scale)
             else:

@@ -13,7 +13,7 @@ from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer, Relevance
 from voxplain.explain.fills import fill_named
 from voxplain.explain.parts import one_of
-from voxplain.explain.perturbation import Box, Sample, scored
+from voxplain.explain.perturbation import WHOLE, Sample, scored
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,8 @@ class RISE(Explainer):
         background = np.asarray(probe.prepared.background, dtype=np.float32)
         everywhere = np.ones(grid.shape, dtype=bool)
         fill = fill_named(self.fill, "sequence")(probe.input, everywhere, background)[:, :, None, None]
-        whole: Box = (slice(None), slice(None), slice(None))
         masks = soft_masks(grid.shape, cell, self.keep, self.samples, probe.rng)
-        samples = (Sample(whole, mask, fill) for mask in masks)
+        samples = (Sample(WHOLE, mask, fill) for mask in masks)
         # Sums of mask and of mask x score, in place: no mask outlives its batch. Scores are counted from the clean one,
         # so that a score that never moves gives exact zeros.
         clean = probe.clean_score(self.scale)

@@ -9,6 +9,7 @@ from rich.console import Console
 from voxplain import segment
 from voxplain.compute import Compute
 from voxplain.datasets.phantom import glioma, write_case
+from voxplain.datasets.phantom_cohort import RECORD, SOFTWARE_CHECK
 from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.explain.explainer import Explainer
 from voxplain.io.atomic import write_json
@@ -18,7 +19,7 @@ from voxplain.report.page import report
 from voxplain.results import print_ranks, read_results, write_results
 from voxplain.scan import Labels
 
-_NOTE = "phantom (software check): this scan is made, and its tumour is known to the voxel"
+_NOTE = f"{SOFTWARE_CHECK}: this scan is made, and its tumour is known to the voxel"
 # The signed fall of the raw score: where a network is sure, probabilities hardly move whatever is taken away.
 _METHODS: dict[str, Explainer] = {
     "relevance-map": RelevanceMap(channel="flair", effect="signed", scale="logit"),
@@ -30,7 +31,7 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
     """Make a scan with a tumour, explain it with the shipped network, and write maps, masks, figures and a page."""
     phantom = glioma(seed, grade="HGG")
     case = write_case(phantom.scan, phantom.labels, out / "made-scan")
-    write_json({"what": "phantom (software check)", "kind": "glioma", "seed": seed}, out / "made-scan" / "phantom.json")
+    write_json({"what": SOFTWARE_CHECK, "kind": "glioma", "seed": seed}, out / "made-scan" / RECORD)
     scan, truth = case.scan(), case.tumour()
     console.print(f"made scan with a tumour: {out / 'made-scan'}", highlight=False, soft_wrap=True)
     model = load_model("tumour-hemisphere")
@@ -45,7 +46,7 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
     for region in whys["relevance-map"].regions:
         console.print(f"{region.name} half: tumour with probability {region.probability:.3f}", highlight=False)
     print_ranks(whys["relevance-map"], console, count=5)
-    console.print("phantom (software check), Dice against the known tumour:")
+    console.print(f"{SOFTWARE_CHECK}, Dice against the known tumour:")
     figures = scan_figures(scan, whys, masks, truth, seed=seed)
     for line in figures.itertuples():
         console.print(f"  {line.row:42} {line.kind:10} {line.dice:.2f}", highlight=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
+from scipy.special import expit
 
 from voxplain.calibration import platt_scaling
 from voxplain.compute import Compute
@@ -250,7 +250,7 @@ def _predictions(model: Model, tested: Sequence[_LabelledHalf], compute: Compute
     scale, shift = model.card.calibration
     found = []
     for half, logit in zip(tested, _logits(model.network, tested, compute).tolist(), strict=True):
-        probability = 1 / (1 + math.exp(-(scale * logit + shift)))
+        probability = float(expit(scale * logit + shift))
         found.append(
             {"case": half.case.id, "patient": half.case.patient, "side": half.side, "label": half.label}
             | {"logit": round(logit, 6), "probability": round(probability, 6)}
