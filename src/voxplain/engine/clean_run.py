@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from voxplain.engine.boxes import Ranges, memory_format
+from voxplain.engine.convolution import Convolution
 from voxplain.engine.layers import rule_for
 from voxplain.engine.rules import Rule
-from voxplain.engine.tracing import PointwiseConvolution, refuse_training, traced
+from voxplain.engine.tracing import refuse_training, traced
 from voxplain.errors import InputError
 
 # The graph and the network may differ by this much of the largest score: rounding, summed over many layers.
@@ -204,7 +205,7 @@ def _agree(first: Any, second: torch.Tensor) -> bool:
 def _multiply_accumulates(node: fx.Node, module: nn.Module | None, clean: dict[fx.Node, Any]) -> dict[fx.Node, float]:
     """A layer's multiply-accumulates on one input; empty where it is no convolution and no linear layer."""
     weights = {F.conv2d, F.conv3d, F.linear}
-    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear | PointwiseConvolution):
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear | Convolution):
         return {node: clean[node].numel() * float(module.weight[0].numel())}
     if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
         return {node: clean[node.all_input_nodes[0]].numel() * float(module.weight[0].numel())}

@@ -23,8 +23,9 @@ from voxplain.errors import InputError
 Box = Sequence[tuple[int, int]]
 Patch = tuple[Box, torch.Tensor | np.ndarray]
 
-# Layers work on so many output voxels at a time (over the inputs of a batch) before a larger batch gains nothing.
-_VOXELS_AT_ONCE = 4096
+# Layers work on so many output voxels at a time (over the inputs of a batch) before a larger batch gains nothing; in a
+# larger batch more boxes are padded to the largest.
+_VOXELS_AT_ONCE = 1024
 _SHAPE_QUERIES = {"size", "dim", "ndimension", "numel"}
 # Reading a map off in one go is how a network ends; it costs next to nothing and is not worth telling.
 _ENDS = {"flatten", "view", "reshape", "mean", "amax", "sum", torch.flatten, torch.mean, torch.amax, torch.reshape}

@@ -14,8 +14,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from voxplain.engine.convolution import Convolution, convolve
 from voxplain.engine.rules import Elementwise, Rule, Separable, Transposed, Windowed, Windows
-from voxplain.engine.tracing import DROPOUTS, PointwiseConvolution
+from voxplain.engine.tracing import DROPOUTS
 
 Sizes = int | Sequence[int]
 
@@ -49,10 +50,10 @@ def _convolution(
     if padding == "same":
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
     windows = _windows(output, kernel, stride, dilation, 0 if isinstance(padding, str) else padding)
-    convolve = (F.conv2d, F.conv3d)[dimensions - 2]
+    unpadded = (0,) * dimensions
 
     def call(piece: torch.Tensor) -> torch.Tensor:
-        return convolve(piece, weight, bias, stride, 0, dilation, groups)
+        return convolve(piece, weight, bias, stride, unpadded, dilation, groups)
 
     return Windowed(windows, call)
 
@@ -211,6 +212,7 @@ _ELEMENTWISE = DROPOUTS | {
     *("relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "neg", "square", "clamp", "pow"),
     *("add", "sub", "mul", "div", "contiguous", "clone", "detach", "float", "leaky_relu"),
 }
+_RECTIFIERS = {F.relu, torch.relu, "relu"}
 # Those that a channel's parameters are given to: vectors, which are no maps to cut.
 _WITH_CHANNEL_VECTORS = {F.batch_norm, F.prelu, torch.prelu}
 
@@ -230,6 +232,8 @@ def rule_for(node: fx.Node, module: nn.Module | None, clean: dict[fx.Node, Any],
         return Elementwise(_caller(node, None, clean, inputs, []), (), False) if _along_channels(node, clean) else None
     if not isinstance(output, torch.Tensor):
         return None
+    if isinstance(module, nn.ReLU) or (module is None and node.target in _RECTIFIERS):
+        return Elementwise(torch.relu_ if _gives_new(inputs[0], node) else torch.relu, (), reads_clean=False)
     if len(inputs) == 1 and isinstance(module, nn.Module):
         return _rule_of_module(module, output, clean[inputs[0]])
     if module is not None:
@@ -246,6 +250,16 @@ def rule_for(node: fx.Node, module: nn.Module | None, clean: dict[fx.Node, Any],
     elif node.target not in _ELEMENTWISE | _WITH_CHANNEL_VECTORS:
         return None
     return _elementwise(node, output, clean, inputs)
+
+
+def _gives_new(node: fx.Node, reader: fx.Node) -> bool:
+    """Whether a node's output is a tensor of its own, for this reader alone, who may write into it."""
+    if len(node.users) > 1 or list(node.users) != [reader]:
+        return False
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        return owner is not None and isinstance(owner.get_submodule(str(node.target)), (Convolution, _BatchNorm))
+    return node.target in (operator.add, torch.add)
 
 
 def _spatial_dimensions(value: Any) -> int:
@@ -307,13 +321,11 @@ def _elementwise(node: fx.Node, output: torch.Tensor, clean: dict[fx.Node, Any],
 
 def _rule_of_module(module: nn.Module, output: torch.Tensor, input: torch.Tensor) -> Rule | None:
     dimensions = input.ndim - 2
-    if isinstance(module, nn.Conv2d | nn.Conv3d):
-        if module.padding_mode != "zeros":
+    if isinstance(module, Convolution | nn.Conv2d | nn.Conv3d):
+        if not isinstance(module, Convolution) and module.padding_mode != "zeros":
             return None
         m = module
         return _convolution(output, input, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
-    if isinstance(module, PointwiseConvolution):
-        return Windowed(_windows(output, 1, module.stride, 1, 0), module)
     if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
         t = module
         assert not isinstance(t.padding, str)  # torch allows numbers only

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from voxplain.engine.convolution import Convolution
 from voxplain.errors import InputError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -54,26 +55,6 @@ _VIEWS = {
     *("chunk", "split", "view", "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "unbind"),
     *("expand", "expand_as", "view_as", "reshape_as", "narrow", "select"),
 }
-
-
-class PointwiseConvolution(nn.Module):
-    """A convolution by one voxel as a matrix product over channels, several times as fast on small maps.
-
-    (N, C, *extent) -> (N, features, *ceil(extent / stride)); both with channels last in memory.
-    """
-
-    def __init__(self, convolution: nn.Conv2d | nn.Conv3d) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(convolution.weight.flatten(1), requires_grad=False)
-        self.bias = convolution.bias
-        self.stride: tuple[int, ...] = tuple(convolution.stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the convolution."""
-        if max(self.stride) > 1:
-            every = tuple(slice(None, None, step) for step in self.stride)
-            x = x[(slice(None), slice(None), *every)]
-        return F.linear(x.movedim(1, -1).contiguous(), self.weight, self.bias).movedim(-1, 1)
 
 
 def layer_name(node: fx.Node) -> str:
@@ -123,7 +104,7 @@ def traced(network: nn.Module) -> fx.GraphModule:
     _refuse_switched_on(graph)
     _without_writes(graph)
     _fold_batch_norm(graph)
-    _multiply_pointwise(graph)
+    _convolve_directly(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -237,18 +218,14 @@ def _fold_batch_norm(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _multiply_pointwise(graph: fx.GraphModule) -> None:
+def _convolve_directly(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, nn.Conv2d | nn.Conv3d):
             continue
-        if (
-            max(module.kernel_size) > 1
-            or module.groups > 1
-            or module.padding not in ("valid", "same", (0, 0), (0, 0, 0))
-        ):
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
             continue
-        name = f"{node.target}_{node.name}_pointwise".replace(".", "_")
-        graph.add_submodule(name, PointwiseConvolution(module))
+        name = f"{node.target}_{node.name}_directly".replace(".", "_")
+        graph.add_submodule(name, Convolution(module))
         node.meta.setdefault("layer", node.target)
         node.target = name
