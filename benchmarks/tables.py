@@ -1,0 +1,53 @@
+"""Figures as rows, written to `performance.tsv` and, drawn where they grow, to `growth.svg`."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: where it stands, what it is, and its smallest and largest value over n runs where there are any."""
+
+    table: str
+    row: str
+    metric: str
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    n: int = 1
+
+    def text(self) -> str:
+        """The figure as tables print it."""
+        spread = "" if self.low != self.low else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{spread}"
+
+
+def write(rows: list[Row], out: Path, section: str) -> None:
+    """Replace a section's rows in `performance.tsv`, and write all tables anew as `tables.md`."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "performance.tsv"
+    new = pd.DataFrame([{"section": section, "kind": "plain", **dataclasses.asdict(row)} for row in rows])
+    if file.exists():
+        before = pd.read_csv(file, sep="\t")
+        new = pd.concat([before[before["section"] != section], new])
+    columns = ["section", "table", "row", "metric", "kind", "value", "low", "high", "n"]
+    new[columns].to_csv(file, sep="\t", index=False, float_format="%.6g")
+    lines = [
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}.",
+        "",
+    ]
+    for table, its in new.groupby("table", sort=False):
+        lines += [f"### {table}", "", "| | figure | value | n |", "|---|---|---|---|"]
+        for figure in its.itertuples():
+            shown = Row("", "", "", figure.value, figure.low, figure.high).text()
+            lines.append(f"| {figure.row} | {figure.metric} | {shown} | {figure.n} |")
+        lines.append("")
+    (out / "tables.md").write_text("\n".join(lines))
