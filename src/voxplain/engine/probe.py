@@ -219,7 +219,8 @@ class Probe:
     @_memory_guarded()
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         try:
-            output = self.model.network(inputs)
+            with self.compute.precision():
+                output = self.model.network(inputs)
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise

@@ -101,6 +101,8 @@ class Explainer(ABC):
                 found.append((prepared, probe, relevance))
         said = [str(warning.message) for warning in caught]
         said += [f"{prepared.name}: {notice}" for prepared, probe, _ in found for notice in probe.notices]
+        if compute.dtype != "float32":
+            said.append(f"ran in {compute.dtype}: scores carry two to three significant digits")
         for message in said:
             warnings.warn(message, UserWarning, stacklevel=2)
         provenance = {
