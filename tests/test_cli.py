@@ -122,6 +122,16 @@ def test_a_whole_run_of_each_method(run: Run, model: Path, patient: Path, files:
     ]
 
 
+def test_bfloat16_is_asked_for_recorded_and_said(run: Run, model: Path, patient: Path, tmp_path: Path) -> None:
+    common = ("explain", "grad-cam", "--layer", "layer1", "--model", model, "--scan", patient, "--out")
+    for name, more in (("float32", ()), ("bfloat16", ("--dtype", "bfloat16"))):
+        code, _, error = run(*common, tmp_path / name, *more)
+        assert code == 0, error
+        provenance = json.loads((tmp_path / name / "grad-cam.json").read_text())
+        assert provenance["compute"]["dtype"] == name
+        assert ("ran in bfloat16" in error) == (name == "bfloat16")
+
+
 def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> Path:
     image = nib.load(path)
     data = change(image.get_fdata(dtype=np.float32))
@@ -197,6 +207,8 @@ def test_a_damaged_header_is_one_line(run: Run, model: Path, files: list[str], t
         (lambda f: [*f, "--target", "stroke"], ["no class 'stroke'; it has tumour"]),
         (lambda f: [*f, "--device", "gpu"], ["device is auto, cpu, cuda or cuda:N"]),
         (lambda f: [*f, "--device", "cuda:99"], ["device cuda:99 is not there"]),
+        (lambda f: [*f, "--dtype", "float16"], ["dtype is float32 or bfloat16; got 'float16'"]),
+        (lambda f: [*f, "--dtype", "bfloat16", "--engine", "incremental"], ["bfloat16 needs engine full"]),
         (lambda f: [*f, "--memory", "lots"], ["memory is a size such as 4GB"]),
         (lambda f: [*f, "--threads", "0"], ["threads must be at least 1"]),
         (lambda f: [*f, "--fill", "grey"], ["fill is one of blank, max, min"]),

@@ -66,6 +66,33 @@ def test_counts_are_at_least_one(name: str, value: int) -> None:
         Compute(**{name: value})  # type: ignore[arg-type]
 
 
+def test_precisions() -> None:
+    assert Compute().dtype == "float32"
+    weights, inputs = torch.rand(3, 3), torch.rand(2, 3)
+    for dtype in ("float32", "bfloat16"):
+        with Compute(device="cpu", dtype=dtype).precision():
+            assert torch.nn.functional.linear(inputs, weights).dtype == getattr(torch, dtype)
+    assert torch.nn.functional.linear(inputs, weights).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bf16", "half", "float64", "", "torch.bfloat16"])
+def test_other_precisions_are_refused(dtype: str) -> None:
+    with pytest.raises(InputError, match=f"dtype is float32 or bfloat16; got {dtype!r}"):
+        Compute(dtype=dtype)
+
+
+def test_bfloat16_is_refused_where_it_would_drown_what_parts_change() -> None:
+    with pytest.raises(InputError, match="incremental engine is exact in float32 only; bfloat16 needs engine full"):
+        Compute(dtype="bfloat16", engine="incremental")
+
+
+def test_a_callers_own_autocast_is_switched_off_and_put_back() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with Compute(device="cpu").running():
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_threads_are_set_while_running_and_put_back() -> None:
     before = torch.get_num_threads()
     other = 1 if before > 1 else 2

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "explanation": _TYPES,
     "compute": {"errors"},
     "model": {"errors"},
-    "target": {"errors", "model"},
+    "target": _TYPES | {"model"},
     "partition": _TYPES,
     "preparation": _TYPES | {"model"},
     "networks": set(),

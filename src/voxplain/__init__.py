@@ -12,7 +12,7 @@ from voxplain.io.nifti import read, read_labels, save
 from voxplain.model import Card, Model
 from voxplain.report.page import report
 from voxplain.scan import Labels, Scan
-from voxplain.target import ClassScore, Target
+from voxplain.target import ClassScore, RegionScore, Target
 
 __all__ = [
     "LIME",
@@ -30,6 +30,7 @@ __all__ = [
     "Model",
     "Occlusion",
     "Region",
+    "RegionScore",
     "RelevanceMap",
     "Scan",
     "Target",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,8 @@ class Compute:
     batch of inputs and activations such as "4GB"; `threads` the CPU threads (all of PyTorch's own choice when None);
     `batch_size` fixes how many inputs run at a time (else it follows from `memory`); `engine` is "full" (every
     perturbed input runs whole) or "incremental" (only what a perturbation can change is computed again; scores agree
-    with full passes to rounding); `progress` shows bars.
+    with full passes to rounding); `dtype` is "float32", or "bfloat16", in which convolutions and linear layers then
+    work, on weights rounded as they are used (only with engine "full"); `progress` shows bars.
 
     Raises:
         InputError: a value that cannot be read, or a device that is not there.
@@ -33,6 +34,7 @@ class Compute:
     threads: int | None = None
     batch_size: int | None = None
     engine: str = "full"
+    dtype: str = "float32"
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -45,6 +47,11 @@ class Compute:
                 raise InputError(f"device {self.device} is not there; CUDA devices found: {count}; use --device cpu")
         if self.engine not in ("full", "incremental"):
             raise InputError(f"engine is full or incremental; got {self.engine!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype is float32 or bfloat16; got {self.dtype!r}")
+        # Folded norms and cut boxes round differently: in bfloat16 by more than what a part changes.
+        if self.dtype == "bfloat16" and self.engine == "incremental":
+            raise InputError("the incremental engine is exact in float32 only; bfloat16 needs engine full")
         if self.memory_bytes < 1:
             raise InputError(f"memory must be more than nothing; got {self.memory!r}")
         for name, value in (("threads", self.threads), ("batch_size", self.batch_size)):
@@ -69,13 +76,19 @@ class Compute:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
+    def precision(self) -> AbstractContextManager[object]:
+        """What the network's passes run in, so that they work in `dtype`; it leaves the weights as they are."""
+        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
+
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Set the number of threads, and put it back."""
+        """Set the number of threads and switch a caller's own autocast off, and put both back."""
         before = torch.get_num_threads()
         try:
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
-            yield
+            # What passes run in is said by `dtype` alone, and recorded.
+            with torch.autocast(self.torch_device.type, enabled=False):
+                yield
         finally:
             torch.set_num_threads(before)

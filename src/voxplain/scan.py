@@ -106,6 +106,13 @@ class Labels:
             raise InputError("labels are whole numbers of at least 0; this array holds other values")
         object.__setattr__(self, "data", frozen_array(whole, np.int32))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of voxels and grid."""
+        digest = hashlib.sha256(self.data.tobytes())
+        digest.update(self.grid.fingerprint.encode())
+        return digest.hexdigest()[:16]
+
     @property
     def count(self) -> int:
         """How many different labels there are, background not counted."""

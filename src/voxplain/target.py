@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 
 from voxplain.errors import InputError
+from voxplain.grid import Grid
 from voxplain.model import Card
+from voxplain.scan import Labels
 
 
 class Target(ABC):
     """What is explained. A target never runs the network; it reads its raw output."""
 
     @abstractmethod
+    def check(self, card: Card, grid: Grid) -> None:
+        """Raise InputError when the model, or a scan on this grid, does not have what this target asks for."""
+
+    @abstractmethod
+    def on(self, grids: Sequence[Grid]) -> list[Target | None]:
+        """The target on each of the grids that the network reads of one scan; None where it has no part there.
+
+        Warns of what lies on none of them.
+
+        Raises:
+            InputError: all of it lies on none of them.
+        """
+
+    @abstractmethod
+    def check_output(self, output: tuple[int, ...], inputs: tuple[int, ...], card: Card) -> None:
+        """Raise InputError when the network's output is not of the shape that this target reads.
+
+        `inputs` is the shape of the inputs that it was given, (B, C, X, Y, Z), or (B, C, X, Y) for 2D networks.
+        """
+
+    @abstractmethod
     def logit(self, output: torch.Tensor, card: Card) -> torch.Tensor:
-        """The explained score before any squashing, (B,), from the network's raw output (B, classes)."""
+        """The explained score before any squashing, (B,), from the network's raw output (B, classes, ...)."""
 
     @abstractmethod
     def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
-        """The explained score as a probability, (B,), from the network's raw output (B, classes)."""
+        """The explained score as a probability, (B,), from the network's raw output (B, classes, ...)."""
 
     @abstractmethod
-    def check(self, card: Card) -> None:
-        """Raise InputError when the network does not have what this target asks for."""
+    def record(self) -> dict[str, Any]:
+        """The target as provenance states it, in plain data; equal for targets that ask for the same."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +61,23 @@ class ClassScore(Target):
 
     name: str
 
-    def check(self, card: Card) -> None:
+    def check(self, card: Card, grid: Grid) -> None:
         """Raise InputError when the model has no such class."""
-        if self.name not in card.classes:
-            raise InputError(f"the model has no class {self.name!r}; it has {', '.join(card.classes)}")
+        _check_class(self.name, card)
+
+    def on(self, grids: Sequence[Grid]) -> list[Target | None]:
+        """The same score on every grid."""
+        return [self] * len(grids)
+
+    def check_output(self, output: tuple[int, ...], inputs: tuple[int, ...], card: Card) -> None:
+        """Raise InputError unless the output is (B, classes)."""
+        expected = (inputs[0], len(card.classes))
+        if output == expected:
+            return
+        advice = "name all classes in the card, or wrap the network so that it returns scores"
+        if output == (*expected, *inputs[2:]):
+            advice = "a network that gives a map per class is explained by region: target=vx.RegionScore(name, region)"
+        raise InputError(f"expected one score per class, shape {expected}; the network returns {output}: {advice}")
 
     def logit(self, output: torch.Tensor, card: Card) -> torch.Tensor:
         """Raw output of the class, (B,)."""
@@ -44,7 +85,148 @@ class ClassScore(Target):
 
     def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
         """Probability of the class, (B,) float64, by the activation that the card states."""
-        # Near 1 the steps of 32-bit numbers are larger than what a part changes when the network is sure.
-        output = output.double()
-        squashed = torch.sigmoid(output) if card.activation == "sigmoid" else torch.softmax(output, dim=1)
-        return squashed[:, card.classes.index(self.name)]
+        return _squashed(output, card)[:, card.classes.index(self.name)]
+
+    def record(self) -> dict[str, Any]:
+        """Kind and name."""
+        return {"kind": "ClassScore", "name": self.name}
+
+
+@dataclass(frozen=True, eq=False)
+class RegionScore(Target):
+    """The score that a segmentation network gives one class in a region, such as one lesion: the mean over its voxels.
+
+    The network returns a map per class on its input's grid: (B, classes, X, Y, Z), or (B, classes, X, Y) in 2D. The
+    region is brought to that grid by nearest voxel. Of a card with `region: half`, only halves that hold voxels of the
+    region are explained; each half's score is the mean over those that it holds.
+
+    Attributes:
+        name: the class, as the model card has it.
+        region: labels on the scan's own grid; all voxels that are not 0.
+        label: takes the voxels of this label alone, such as one lesion among several.
+
+    Raises:
+        InputError: a region without a voxel, a label that does not occur.
+    """
+
+    name: str
+    region: Labels = field(repr=False)
+    label: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.region, Labels):
+            raise InputError(
+                f"a region is voxplain.Labels on the scan's grid, such as vx.Labels(array, scan.grid); "
+                f"got {type(self.region).__name__}"
+            )
+        if self.mask.data.any():
+            return
+        if self.label is None:
+            raise InputError("the region is empty: every voxel is 0; expected at least one that is not")
+        present = [str(label) for label in np.unique(self.region.data[self.region.data > 0])]
+        shown = ", ".join(present[:20] + ["..."] * (len(present) > 20)) or "none"
+        raise InputError(f"the region has no label {self.label}; its labels are {shown}")
+
+    @cached_property
+    def mask(self) -> Labels:
+        """The voxels that are read, as labels 0 and 1 on the region's grid."""
+        data = self.region.data
+        chosen = data != 0 if self.label is None else (data == self.label) & (data != 0)
+        return Labels(chosen, self.region.grid)
+
+    def check(self, card: Card, grid: Grid) -> None:
+        """Raise InputError when the model has no such class, or the region lies on another grid than the scan."""
+        _check_class(self.name, card)
+        if difference := grid.difference(self.region.grid):
+            raise InputError(f"the region lies on another grid than the scan: {difference}; give it on the scan's grid")
+
+    def on(self, grids: Sequence[Grid]) -> list[Target | None]:
+        """The region by nearest voxel on each grid; None where no voxel of it is left."""
+        there = [self.mask.on(grid) for grid in grids]
+        found: list[Target | None] = [RegionScore(self.name, mask) if mask.data.any() else None for mask in there]
+        count, outside = int(self.mask.data.sum()), self._outside(grids)
+        if outside == count:
+            raise InputError(f"all {count} voxels of the region lie outside of what the network reads of this scan")
+        if not any(found):
+            spacing = " x ".join(f"{size:.3g}" for size in grids[0].spacing)
+            raise InputError(
+                f"the region of {count} voxels, {self.mask.volume:.3g} ml, is too small for the network's voxels of "
+                f"{spacing} mm: the centre of none lies in it; explain a larger region"
+            )
+        if outside:
+            warnings.warn(
+                f"{outside} of the region's {count} voxels lie outside of what the network reads; its score leaves "
+                "them out",
+                UserWarning,
+                stacklevel=2,
+            )
+        if None in found:
+            warnings.warn(
+                f"the region lies in {len(found) - found.count(None)} of the {len(found)} parts of the scan that the "
+                "network reads; the others are not explained, and the map is 0 there",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
+
+    def check_output(self, output: tuple[int, ...], inputs: tuple[int, ...], card: Card) -> None:
+        """Raise InputError unless the output is (B, classes, X, Y, Z), or (B, classes, X, Y) in 2D."""
+        expected = (inputs[0], len(card.classes), *inputs[2:])
+        if output == expected:
+            return
+        advice = "name all classes in the card, or wrap the network so that it returns that one map"
+        if output == expected[:2]:
+            advice = f"a network that gives one score per class is explained by target=vx.ClassScore({self.name!r})"
+        raise InputError(
+            f"expected a map per class on the input's grid, shape {expected}; the network returns {output}: {advice}"
+        )
+
+    def logit(self, output: torch.Tensor, card: Card) -> torch.Tensor:
+        """Mean over the region's voxels of the raw output of the class, (B,) float64."""
+        return self._voxels(output)[:, card.classes.index(self.name)].double().mean(dim=1)
+
+    def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
+        """Mean over the region's voxels of the probability of the class, (B,) float64."""
+        return _squashed(self._voxels(output), card)[:, card.classes.index(self.name)].mean(dim=1)
+
+    def record(self) -> dict[str, Any]:
+        """Kind, name, label, and of the region how many voxels it has and its fingerprint."""
+        return {
+            "kind": "RegionScore",
+            "name": self.name,
+            "label": None if self.label is None else int(self.label),
+            "voxels": int(self.mask.data.sum()),
+            "fingerprint": self.mask.fingerprint,
+        }
+
+    def _voxels(self, output: torch.Tensor) -> torch.Tensor:
+        """The output in the region's voxels, (B, classes, voxels): they are few where maps are large."""
+        every = slice(None)
+        index: list[slice | torch.Tensor] = [axis.to(output.device) for axis in self._index[: output.ndim - 2]]
+        return output[(every, every, *index)]
+
+    @cached_property
+    def _index(self) -> list[torch.Tensor]:
+        """Where the region's voxels are along each axis."""
+        return [torch.from_numpy(axis) for axis in np.nonzero(self.mask.data)]
+
+    def _outside(self, grids: Sequence[Grid]) -> int:
+        """How many of the region's voxels have their centre in none of the grids' fields of view."""
+        world = self.region.grid.world(np.argwhere(self.mask.data))
+        outside = np.ones(len(world), dtype=bool)
+        for grid in grids:
+            index = grid.index(world)
+            outside &= ~((index > -0.5 - 1e-6) & (index < np.array(grid.shape) - 0.5 + 1e-6)).all(axis=1)
+        return int(outside.sum())
+
+
+def _check_class(name: str, card: Card) -> None:
+    if name not in card.classes:
+        raise InputError(f"the model has no class {name!r}; it has {', '.join(card.classes)}")
+
+
+def _squashed(output: torch.Tensor, card: Card) -> torch.Tensor:
+    """Probabilities, float64, of raw output (B, classes, ...)."""
+    # Near 1 the steps of 32-bit numbers are larger than what a part changes when the network is sure.
+    output = output.double()
+    return torch.sigmoid(output) if card.activation == "sigmoid" else torch.softmax(output, dim=1)

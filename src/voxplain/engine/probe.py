@@ -219,7 +219,8 @@ class Probe:
     @_memory_guarded()
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         try:
-            output = self.model.network(inputs)
+            with self.compute.precision():
+                output = self.model.network(inputs)
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise
@@ -230,15 +231,16 @@ class Probe:
         return self._checked(output, len(inputs))
 
     def _checked(self, output: object, count: int) -> torch.Tensor:
-        """The network's scores as float32, (count, classes), after a look at what came out."""
+        """The network's raw output as float32, (count, classes, ...), after a look at what came out."""
         self.forwards += count
-        expected = (count, len(self.model.card.classes))
-        if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
-            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        card = self.model.card
+        if not isinstance(output, torch.Tensor):
             raise InputError(
-                f"expected one score per class, shape {expected}; the network returns {got}: "
-                "name all classes in the card, or wrap the network so that it returns scores"
+                f"expected one tensor of raw scores; the network returns {type(output).__name__}: "
+                "wrap the network so that it returns its scores alone"
             )
+        inputs = (count, *self.input.shape[: 1 + card.spatial_dims])
+        self.target.check_output(tuple(output.shape), inputs, card)
         if not bool(torch.isfinite(output).all()):
             raise InputError("the network returns NaN or infinite scores for this scan; check its weights and the card")
         return output.float()

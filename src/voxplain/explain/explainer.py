@@ -79,7 +79,7 @@ class Explainer(ABC):
         """
         target = target or ClassScore(model.card.classes[0])
         compute = compute or Compute()
-        target.check(model.card)
+        target.check(model.card, scan.grid)
         if self.needs == "layer" and not model.differentiable_inside:
             raise InputError(
                 f"{self.name} watches a layer, which a TorchScript network does not allow; methods that need calls "
@@ -89,21 +89,26 @@ class Explainer(ABC):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             regions = prepare(scan, model.card)
+            targets = target.on([prepared.input.grid for prepared in regions])
         found: list[tuple[Prepared, Probe, Relevance]] = []
         with compute.running(), _in_evaluation(model.network, compute.torch_device):
-            for prepared in regions:
-                probe = Probe(model, prepared, target, seed, compute)
+            for prepared, its_target in zip(regions, targets, strict=True):
+                if its_target is None:
+                    continue
+                probe = Probe(model, prepared, its_target, seed, compute)
                 relevance = self._relevance(probe)
                 _check(relevance, prepared, self.name)
                 found.append((prepared, probe, relevance))
         said = [str(warning.message) for warning in caught]
         said += [f"{prepared.name}: {notice}" for prepared, probe, _ in found for notice in probe.notices]
+        if compute.dtype != "float32":
+            said.append(f"ran in {compute.dtype}: scores carry two to three significant digits")
         for message in said:
             warnings.warn(message, UserWarning, stacklevel=2)
         provenance = {
             "explainer": f"{type(self).__module__}:{type(self).__qualname__}",
             "options": dataclasses.asdict(self),
-            "target": {"kind": type(target).__name__, **_fields(target)},
+            "target": target.record(),
             "seed": seed,
             "model": {
                 "name": model.card.name,
@@ -137,11 +142,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def replay(provenance: Mapping[str, Any], model: Model, scan: Scan, compute: Compute | None = None) -> Explanation:
+def replay(
+    provenance: Mapping[str, Any],
+    model: Model,
+    scan: Scan,
+    compute: Compute | None = None,
+    *,
+    target: Target | None = None,
+) -> Explanation:
     """Run again what a provenance describes, on the same model and scan.
 
+    `target` is needed where the provenance holds its fingerprint alone: regions (RegionScore).
+
     Raises:
-        InputError: the model or the scan is not the one that the provenance names, or the method is not known here.
+        InputError: model, scan or target are not those that the provenance names, the target is needed and was not
+            given, or the method is not known here.
     """
     for what, given, stated in (
         ("model", model.fingerprint, provenance["model"]["fingerprint"]),
@@ -152,11 +167,18 @@ def replay(provenance: Mapping[str, Any], model: Model, scan: Scan, compute: Com
     known = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in _all_explainers()}
     if provenance["explainer"] not in known:
         raise InputError(f"no explainer {provenance['explainer']}; known: {', '.join(known)}")
-    target = dict(provenance["target"])
-    if target.pop("kind") != "ClassScore":
-        raise InputError("only class scores can be replayed so far")
+    named = dict(provenance["target"])
+    if target is None and named["kind"] == "ClassScore":
+        target = ClassScore(named["name"])
+    if target is None:
+        raise InputError(
+            f"the provenance names a {named['kind']} by its fingerprint, and does not hold it; "
+            "give the one that was explained: vx.replay(..., target=...)"
+        )
+    if target.record() != named:
+        raise InputError(f"the provenance speaks of another target: it names {named}, this one is {target.record()}")
     explainer = known[provenance["explainer"]](**provenance["options"])
-    return explainer(model, scan, target=ClassScore(**target), seed=provenance["seed"], compute=compute)
+    return explainer(model, scan, target=target, seed=provenance["seed"], compute=compute)
 
 
 def _all_explainers() -> list[type[Explainer]]:
@@ -166,10 +188,6 @@ def _all_explainers() -> list[type[Explainer]]:
         waiting += kind.__subclasses__()
         found.append(kind)
     return [kind for kind in found if "name" in kind.__dict__]
-
-
-def _fields(target: Target) -> dict[str, Any]:
-    return {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}  # type: ignore[arg-type]
 
 
 @contextmanager

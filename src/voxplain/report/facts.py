@@ -107,9 +107,14 @@ def unique(names: Sequence[str]) -> list[str]:
 
 
 def target_name(explanation: Explanation) -> str:
-    """What was explained, in a word or two: the class's name where the target is a class."""
+    """What was explained, in a word or two: the class's name, and which region where the target is one."""
     target = dict(explanation.provenance.get("target", {}))
-    return str(target.get("name") or target.get("kind") or "its class")
+    name = str(target.get("name") or target.get("kind") or "its class")
+    if target.get("kind") != "RegionScore":
+        return name
+    label = target.get("label")
+    which = f"a region of {target.get('voxels')} voxels" if label is None else f"the region labelled {label}"
+    return f"{name} in {which}"
 
 
 def network_name(explanation: Explanation) -> str:
