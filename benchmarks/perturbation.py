@@ -41,11 +41,13 @@ class Sizes:
         self.data = None if quick else real_scans()
         self.whole: Shape = (48, 48, 48) if quick else (128, 128, 128)
         self.grading: Shape = (64, 64, 64) if quick else (120, 148, 120)
-        self.extents = (32, 48) if quick else (64, 96, 128, 160)
+        self.extents = (40, 48) if quick else (64, 96, 128, 160)
         self.segments = (10, 20) if quick else (25, 50, 100, 200, 400)
         # SLIC falls into more connected parts than it starts with: 60 give about a hundred.
         self.about_a_hundred = 10 if quick else 60
         self.sampled = 4 if quick else 48
+        self.edge, self.step = (12, 8) if quick else (16, 8)
+        self.shares = (0.3,) if quick else (0.1, 0.15, 0.2, 0.3, 0.4)
 
     def resnet(self, scan: vx.Scan) -> Subject:
         """The relevance paper's ResNet-50 with a stem of stride 2; narrow in a smoke run."""
@@ -92,13 +94,13 @@ def captum(sizes: Sizes) -> Iterator[Row]:
     incremental, full = (replace(sizes.compute, engine=engine) for engine in ("incremental", "full"))
     for name, shape in (("resnet50", sizes.whole), ("densenet169", sizes.grading)):
         scan = sizes.head(shape)
-        its = sizes.resnet(scan) if name == "resnet50" else subject(name, scan)
+        its = sizes.resnet(scan) if name == "resnet50" else subject(name, scan, width=8 if sizes.quick else 64)
         parts = its.parts(sizes.about_a_hundred)
         count = int(parts.data.max())
         folds = np.array_split(np.random.default_rng(0).permutation(np.arange(1, count + 1)), sizes.pairs)
         few = _some(parts, folds[0][:4])
         # Captum adds a pass for the clean input, and one for all that lies in no part.
-        trials = {n: timed(lambda n=n: _ablated(its, few, n)).seconds for n in (1, 2, 4)}
+        trials = {n: timed(lambda n=n: _ablated(its, few, n)).seconds for n in (1, 2, 4)}  # noqa: B023
         best = min(trials, key=trials.__getitem__)
         beside_captum, beside_full, deviation = Paired(), Paired(), 0.0
         for fold in folds:
@@ -130,7 +132,6 @@ def _pairs(table: str, peer: str, paired: Paired) -> Iterator[Row]:
     yield Row(table, ours, f"times faster than {peer}", *paired.ratio(), n=n)
 
 
-_EDGE, _STEP = 16, 8
 # Windows per crop that MONAI is timed on, along each axis.
 _BLOCK = (3, 3, 2)
 
@@ -179,7 +180,7 @@ def _windows(its: Subject, corners: list[np.ndarray], edge: int, step: int, comp
 
 def occlusion(sizes: Sizes) -> Iterator[Row]:
     """Dense occlusion: a sample of windows beside MONAI; then the whole map, all windows and coarse to fine."""
-    edge, step = (8, 4) if sizes.quick else (_EDGE, _STEP)
+    edge, step = sizes.edge, sizes.step
     incremental = replace(sizes.compute, engine="incremental")
     its = sizes.resnet(sizes.head(sizes.whole))
     corners = _corners(its, sizes.pairs, edge, step)
@@ -218,7 +219,7 @@ def _whole_maps(
     yield Row(table, "all windows that change anything", "s", every.seconds)
     yield Row(table, "all windows that change anything", "times faster than MONAI", monai_seconds / every.seconds)
     brain, regions = its.scan.foreground(), its.parts(sizes.about_a_hundred)
-    for share in (0.1, 0.15, 0.2, 0.3, 0.4):
+    for share in sizes.shares:
         passes = max(1, round(share * facts["windows_that_change"]))
         some = timed(
             lambda: replace(method, passes=passes)(its.model, its.scan, target=target, compute=compute)  # noqa: B023

@@ -76,7 +76,8 @@ def settled(network: nn.Module, scan: vx.Scan) -> nn.Module:
     inputs = torch.from_numpy(scan.data.copy())[None]
     with torch.no_grad():
         for norm in norms:
-            norm.momentum = 1.0
+            # A tenth of the untrained variance stays, so that maps that are almost empty are not blown up.
+            norm.momentum = 0.9
         network.train()(inputs)
         network.eval()
         last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
@@ -87,12 +88,12 @@ def settled(network: nn.Module, scan: vx.Scan) -> nn.Module:
 def subject(name: str, scan: vx.Scan, *, width: int = 64) -> Subject:
     """A scan, and a network ("resnet50" or "densenet169") with random weights of seed 0.
 
-    `width` narrows the ResNet for smoke runs; 64 is the paper's.
+    `width` is the number of features after the stem; 64 in the papers, fewer in smoke runs.
     """
     torch.manual_seed(0)
     builders = {
         "resnet50": lambda: resnet(50, width=width),
-        "densenet169": lambda: DenseNet169(spatial_dims=3, in_channels=4, out_channels=1),
+        "densenet169": lambda: DenseNet169(3, 4, 1, init_features=width, growth_rate=width // 2),
     }
     card = vx.Card(name=name, channels=scan.channels, classes=("tumour",))
     return Subject(name, vx.Model(settled(builders[name](), scan), card), scan)

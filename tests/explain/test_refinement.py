@@ -82,3 +82,37 @@ def test_places_in_one_plane() -> None:
 def test_a_budget_needs_windows_that_overlap(options: dict[str, object]) -> None:
     with pytest.raises(vx.InputError, match="passes must be at least 1"):
         vx.Occlusion(**options)
+
+
+def rough(places: np.ndarray) -> np.ndarray:
+    """What no smooth function follows from place to place."""
+    return np.sin(places @ np.array([12.9898, 78.233, 37.719])) * bump(places)
+
+
+def test_a_guess_that_knows_the_details_spares_measurements() -> None:
+    truth = rough(PLACES)
+    guess = 7.0 * truth + 0.5 * bump(PLACES)  # in another unit, and off by something smooth
+    alone, _, _ = refined(Measured(PLACES, rough), PLACES, 150)
+    guided, known, error = refined(Measured(PLACES, rough), PLACES, 150, guess)
+    assert known.sum() == 150
+    missed = [float(np.sqrt(np.mean((values - truth) ** 2))) for values in (alone, guided)]
+    assert missed[1] < 0.2 * missed[0]
+    assert error is not None
+    assert error < 0.1 * np.abs(truth).max()
+
+
+def test_a_guess_that_knows_nothing_does_little_harm() -> None:
+    guess = np.random.default_rng(0).normal(size=len(PLACES))
+    missed = []
+    for given in (None, guess):
+        values, _, _ = refined(Measured(PLACES), PLACES, 150, given)
+        missed.append(float(np.sqrt(np.mean((values - bump(PLACES)) ** 2))))
+    assert missed[1] < 0.02 + 2 * missed[0]
+
+
+def test_measurement_goes_where_the_guess_is_wrong() -> None:
+    wrong = bump(PLACES)
+    measure = Measured(PLACES, lambda places: 0.3 + bump(places))
+    refined(measure, PLACES, 150, np.full(len(PLACES), 1.0))
+    later = np.concatenate(measure.calls[1:])
+    assert wrong[later].mean() > 3 * wrong.mean()

@@ -1,4 +1,4 @@
-"""From coarse to fine: where on a lattice to measure within a budget, and what to expect at all other places."""
+"""From coarse to fine: where on a lattice to measure within a budget, and what to estimate at all other places."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ _NEIGHBOURS = 50
 
 
 def refined(
-    measure: Callable[[np.ndarray], np.ndarray], places: np.ndarray, budget: int
+    measure: Callable[[np.ndarray], np.ndarray], places: np.ndarray, budget: int, guess: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Values at all places, at most `budget` of them measured and the others interpolated.
+    """Values at all places, at most `budget` of them measured and the others estimated.
 
-    First come the places on the finest regular sub-lattice that fits the budget; then, in rounds, those whose
-    interpolated value is largest in size. `measure` takes indices of places, and `places` (N, 3) holds whole numbers.
+    An estimate is the guess, scaled to what is known, and the smoothest function (in 3D) through what the guess missed
+    at measured neighbours. First measured are the places on the finest regular sub-lattice that fits the budget; then,
+    in rounds, those where that function is largest in size: where the guess is wrong, or, without one, where values
+    are large. `measure` takes indices of places, `places` (N, 3) holds whole numbers, and `guess` (N,) is in any unit.
 
     Returns:
-        Values (N,), which were measured (N,) boolean, and the root mean square of value - interpolation over the
-        places of the rounds, taken just before they were measured (None without rounds). Rounds look where values are
-        large, so this error is larger than that of the places left out.
+        Values (N,), which were measured (N,) boolean, and the root mean square of value - estimate over the places of
+        the rounds, taken just before they were measured (None without rounds). Rounds look where estimates are
+        doubtful, so this error is larger than that of the places left out.
     """
+    guess = np.zeros(len(places)) if guess is None else guess
     step = 1
     while (coarse := (places % step == 0).all(axis=1)).sum() > budget:
         step += 1
@@ -39,24 +42,28 @@ def refined(
     for round_number in range(_ROUNDS):
         if known.all() or not known.any():
             break
-        expected = _interpolated(values, known, places)
+        scaled, missed = _estimated(values, known, places, guess)
         more = min(int((~known).sum()), (budget - int(known.sum())) // (_ROUNDS - round_number))
         # Ties go by place; known places come last.
-        chosen = np.sort(np.argsort(np.where(known, 1.0, -np.abs(expected)), kind="stable")[:more])
+        chosen = np.sort(np.argsort(np.where(known, 1.0, -np.abs(missed)), kind="stable")[:more])
         values[chosen] = measure(chosen) if more else 0.0
         known[chosen] = True
-        surprises.append(values[chosen] - expected[chosen])
+        surprises.append(values[chosen] - (scaled + missed)[chosen])
     told = np.concatenate(surprises) if surprises else np.zeros(0)
     error = float(np.sqrt(np.mean(told**2))) if len(told) else None
-    return _interpolated(values, known, places), known, error
+    if not known.all() and known.any():
+        values = np.where(known, values, np.add(*_estimated(values, known, places, guess)))
+    return values, known, error
 
 
-def _interpolated(values: np.ndarray, known: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Values (N,), those not known replaced by the smoothest function (in 3D) through their known neighbours."""
-    if known.all() or not known.any():
-        return values
+def _estimated(
+    values: np.ndarray, known: np.ndarray, places: np.ndarray, guess: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The guess scaled to the known values by least squares, and what it misses, interpolated; both (N,)."""
+    size = float(guess[known] @ guess[known])
+    scaled = guess * (float(guess[known] @ values[known]) / size if size > 0 else 0.0)
+    missed = values - scaled
     neighbours = min(_NEIGHBOURS, int(known.sum()))
-    smooth = RBFInterpolator(places[known], values[known], neighbors=neighbours, kernel="linear", degree=0)
-    found = values.copy()
-    found[~known] = smooth(places[~known])
-    return found
+    smooth = RBFInterpolator(places[known], missed[known], neighbors=neighbours, kernel="linear", degree=0)
+    missed[~known] = smooth(places[~known])
+    return scaled, missed
