@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,12 +15,21 @@ from voxplain.errors import InputError
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+def size_in_words(size: int) -> str:
+    """Bytes in a form that `Compute.memory` reads, rounded up: "1.4GB"."""
+    unit = max((unit for unit in _UNITS if _UNITS[unit] <= max(1, size)), key=lambda unit: _UNITS[unit])
+    amount = size / _UNITS[unit]
+    return f"{math.ceil(amount * 10) / 10 if amount < 10 and unit else math.ceil(amount):g}{unit}B"
+
+
 @dataclass(frozen=True)
 class Compute:
     """How to run: recorded beside a result, never part of its identity.
 
-    `device` is "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N"; `memory` a limit for one
-    batch of inputs and activations such as "4GB"; `threads` the CPU threads (all of PyTorch's own choice when None);
+    `device` is "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N"; `memory` a limit such as "4GB"
+    for what perturbed inputs, their activations and what the engine keeps may take on the device, beyond the loaded
+    scan and network and a few volumes for the method's own maps; `threads` the CPU threads (all of PyTorch's own choice
+    when None);
     `batch_size` fixes how many inputs run at a time (else it follows from `memory`); `engine` is "full" (every
     perturbed input runs whole) or "incremental" (only what a perturbation can change is computed again; scores agree
     with full passes to rounding); `dtype` is "float32", or "bfloat16", in which convolutions and linear layers then

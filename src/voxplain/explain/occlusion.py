@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import product
 from typing import ClassVar
 
 import numpy as np
 
-from voxplain.engine.probe import Probe
+from voxplain.engine.probe import Probe, tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Relevance
 from voxplain.explain.parts import PartsExplainer, cube_edge, fall_unit, one_of
-from voxplain.explain.perturbation import Box, Sample, scored, scores_without_each_part
+from voxplain.explain.perturbation import Box, Sample, announce, scored, scores_without_each_part
 from voxplain.explain.refinement import refined
 
 
@@ -96,15 +97,18 @@ class Occlusion(PartsExplainer):
                 values = fill(window, inside[box], background) if self.scope == "region" else of_sequence
                 samples.append(Sample(box, ~inside[box], values[:, :, None, None]))
         samples = [sample for sample in samples if sample.changes(probe.input)]
-        what = f"{len(boxes)} windows"
-
-        def falls_of(chosen: np.ndarray) -> np.ndarray:
-            some = [samples[index] for index in chosen]
-            return clean - np.array([score for _, score in scored(probe, some, self.scale, count=len(some), what=what)])
-
         places = np.array([[b.start // s for b, s in zip(sample.box, step, strict=True)] for sample in samples])
-        budget = len(samples) if self.passes is None else self.passes
-        falls, covered, error = refined(falls_of, places.reshape(-1, 3), budget)
+        budget = len(samples) if self.passes is None else min(self.passes, len(samples))
+        # Said once, and under one bar, for all rounds of the refinement.
+        announce(probe, samples, count=budget, what=f"{len(boxes)} windows")
+        with closing(tracked(range(budget), probe.prepared.name, shown=probe.compute.progress)) as done:
+
+            def falls_of(chosen: np.ndarray) -> np.ndarray:
+                some = (samples[index] for index in chosen)
+                run = scored(probe, some, self.scale, count=len(chosen), what=None)
+                return clean - np.array([score for (_, score), _ in zip(run, done, strict=False)])
+
+            falls, covered, error = refined(falls_of, places.reshape(-1, 3), budget)
         total, count = np.zeros(grid.shape), np.zeros(grid.shape)
         for box in boxes:
             count[box] += 1
