@@ -103,7 +103,7 @@ RUN = Path(__file__).with_name("run_within_memory.py")
     ("network", "method", "engine", "limits"),
     [
         ("resnet", "relevance-map", "full", ("100MB", "400MB")),
-        ("resnet", "relevance-map", "incremental", ("100MB", "400MB")),
+        ("resnet", "relevance-map", "incremental", ("75MB", "400MB")),
         ("unet", "rise", "full", ("50MB", "200MB")),
     ],
 )

@@ -79,5 +79,94 @@ def test_methods_that_touch_the_whole_input_run_in_full(tiny_model, make_head):
 
 
 def test_another_engine_is_refused():
-    with pytest.raises(vx.InputError, match="engine is full or incremental"):
+    with pytest.raises(vx.InputError, match="engine is auto, full or incremental"):
         vx.Compute(engine="fast")
+
+
+def wide_network(width: int) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convolutions = [torch.nn.Conv3d(1, width, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(width, width, 3, 2)]
+        return torch.nn.Sequential(
+            *convolutions, torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(), torch.nn.Linear(width, 1)
+        )
+
+
+def wide_scan() -> vx.Scan:
+    data = np.random.default_rng(0).normal(size=(1, 40, 40, 40))
+    return vx.Scan(data, vx.Grid((40, 40, 40), np.eye(4)), ("t1",))
+
+
+@pytest.mark.parametrize(
+    ("width", "edge", "incremental"),
+    [(48, 8, True), (48, 40, False), (2, 8, False)],
+    ids=["worth it", "the part is all of it", "small network"],
+)
+def test_auto_follows_where_that_saves_work(width: int, edge: int, incremental: bool):
+    model = vx.Model(wide_network(width), vx.Card(name="wide", channels=("t1",), classes=("a",)))
+    explainer = vx.RelevanceMap(partition=f"cubes:{edge}", mask="none", scale="logit")
+    found = explainer(model, wide_scan(), compute=vx.Compute(device="cpu", threads=1))
+    full = explainer(model, wide_scan(), compute=vx.Compute(device="cpu", engine="full", threads=1))
+    parts = len(found.scores)
+    assert found.provenance["incremental_passes"] == (parts if incremental else 0)
+    assert full.provenance["incremental_passes"] == 0
+    assert found.provenance["passes"] == full.provenance["passes"]
+    np.testing.assert_allclose(found.map, full.map, rtol=0, atol=1e-5 * np.abs(full.map).max())
+
+
+class Dice(torch.nn.Module):
+    """Draws on chance in eval mode too."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(inputs, 0.5, training=True).mean((1, 2, 3, 4))[:, None]
+
+
+@pytest.mark.parametrize("engine", ["full", "auto", "incremental"])
+def test_chance_is_refused(engine: str):
+    model = vx.Model(Dice(), vx.Card(name="dice", channels=("t1",), classes=("a",)))
+    compute = vx.Compute(device="cpu", engine=engine)
+    for explainer in (vx.RelevanceMap(partition="cubes:20", mask="none"), vx.RISE(cell=20.0, samples=4, mask="none")):
+        with pytest.raises(vx.InputError, match="draws on chance"):
+            explainer(model, wide_scan(), compute=compute)
+
+
+@pytest.mark.parametrize("engine", ["full", "auto", "incremental"])
+def test_batch_norm_without_statistics_is_refused(engine: str):
+    norm = torch.nn.BatchNorm3d(1, track_running_stats=False)
+    network = torch.nn.Sequential(norm, torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten())
+    model = vx.Model(network, vx.Card(name="norm", channels=("t1",), classes=("a",)))
+    with pytest.raises(vx.InputError, match="keeps no running statistics"):
+        vx.RelevanceMap(partition="cubes:20")(model, wide_scan(), compute=vx.Compute(device="cpu", engine=engine))
+
+
+class Blind(torch.nn.Module):
+    """A black box: gradients end at its door."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.network(inputs.detach())
+
+
+def test_gradients_guide_occlusion_where_there_are_any_and_memory_allows():
+    # Nearly linear, so that the gradient knows nearly everything that few windows cannot.
+    network = wide_network(4)
+    card = vx.Card(name="wide", channels=("t1",), classes=("a",))
+    every = vx.Occlusion(partition="cubes:8", stride=4.0, scale="logit", mask="none")
+    some = vx.Occlusion(partition="cubes:8", stride=4.0, scale="logit", mask="none", passes=60)
+    exact = every(vx.Model(network, card), wide_scan()).map
+    cases = {
+        "guided": (vx.Model(network, card), vx.Compute(device="cpu")),
+        "blind": (vx.Model(Blind(network), card), vx.Compute(device="cpu")),
+        "short": (vx.Model(network, card), vx.Compute(device="cpu", memory="1MB", batch_size=4)),
+    }
+    missed = {}
+    for name, (model, compute) in cases.items():
+        found = some(model, wide_scan(), compute=compute)
+        assert found.provenance["facts"]["whole"]["guided_by_gradient"] is (name == "guided")
+        assert found.provenance["passes"]["backward"] == (name == "guided")
+        missed[name] = float(np.sqrt(np.mean((found.map - exact) ** 2)))
+    assert missed["guided"] < 0.5 * missed["blind"]
+    assert missed["short"] == pytest.approx(missed["blind"], rel=1e-3)

@@ -34,11 +34,13 @@ class Needs:
         single: one input alone, input and output included.
         each: every input of a batch.
         once: a batch, however large.
+        arithmetic: multiply-accumulates of the convolutions of one pass; 0 where they were not counted.
     """
 
     single: int
     each: int
     once: int
+    arithmetic: int = 0
 
     def batch_size(self, memory_bytes: int, compute: Compute) -> int:
         """How many inputs run at a time within so many bytes; at least one, and what `compute` fixes."""
@@ -81,19 +83,20 @@ class MemoryMeter:
             peak = torch.cuda.max_memory_allocated(self._device) - self._before
             return Needs(math.ceil(UNSEEN * peak), math.ceil(UNSEEN * peak), 0)
         seen = self._tensors
-        return Needs(*(math.ceil(UNSEEN * size) for size in (seen.single, seen.each, seen.once)))
+        single, each, once = (math.ceil(UNSEEN * size) for size in (seen.single, seen.each, seen.once))
+        return Needs(single, each, once, seen.arithmetic)
 
 
 class _LiveTensors(TorchDispatchMode):
     """Follows tensors' memory through every operator that runs.
 
     Attributes:
-        single, each, once: as in `Needs`.
+        single, each, once, arithmetic: as in `Needs`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.single = self.each = self.once = 0
+        self.single = self.each = self.once = self.arithmetic = 0
         self._live = 0
         # Address -> the memory block, to see it go.
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -114,6 +117,7 @@ class _LiveTensors(TorchDispatchMode):
         single = each = weights = 0
         if function.overloadpacket is torch.ops.aten.convolution:
             single, each, weights = _scratch_of_convolution(output, *args)
+            self.arithmetic += output.numel() * args[1][0].numel()
         self.single = max(self.single, self._live + single + weights)
         self.each = max(self.each, self._live + each)
         self.once = max(self.once, weights)

@@ -16,7 +16,7 @@ from voxplain.engine.budget import UNSEEN, bytes_in_blocks
 from voxplain.engine.convolution import Convolution
 from voxplain.engine.layers import rule_for
 from voxplain.engine.rules import Rule, Separable, Transposed, Windowed
-from voxplain.engine.tracing import refuse_training, traced
+from voxplain.engine.tracing import UntraceableError, refuse_training, traced
 from voxplain.errors import InputError
 
 # The graph and the network may differ by this much of the largest score: rounding, summed over many layers.
@@ -246,7 +246,7 @@ class CleanRun:
             raise InputError(
                 "two passes over the same input differ: the network draws on chance; make it deterministic"
             )
-        raise InputError("the network's graph gives another output than the network itself; use full passes")
+        raise UntraceableError("the network's graph gives another output than the network itself")
 
     def _cut(self) -> list[list[fx.Node]]:
         """The graph in segments of layers of one extent, between which batches are merged or split.

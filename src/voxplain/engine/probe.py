@@ -18,7 +18,7 @@ from voxplain.compute import Compute, size_in_words
 from voxplain.engine.boxes import memory_format
 from voxplain.engine.budget import MemoryMeter, is_out_of_memory
 from voxplain.engine.incremental import Box, Incremental, KeepsTooMuchError, Patch
-from voxplain.engine.tracing import UntraceableError
+from voxplain.engine.tracing import UntraceableError, refuse_training
 from voxplain.errors import InputError
 from voxplain.model import Model
 from voxplain.preparation import Prepared
@@ -31,6 +31,16 @@ _TIMED_PATCHES = 8
 
 console = Console(stderr=True)
 Item = TypeVar("Item")
+
+
+# Networks of fewer multiply-accumulates are done with a full pass in about 10 ms.
+_WORTH_FOLLOWING = 5e8
+# Passes over the same input may differ by rounding, where threads add up in another order.
+_ROUNDING = 1e-4
+
+
+class _SavesTooMuchError(Exception):
+    """A pass with gradients saves more than may be."""
 
 
 class _OutOfMemory(InputError):
@@ -59,6 +69,7 @@ class Probe:
         calibrated: the probability after the card's calibration, which is what is said of the region.
         rng: the only source of randomness.
         forwards, backwards: how many inputs went through the network so far, each way.
+        followed: how many of the forwards computed only what the perturbation changes.
         batch_size: how many inputs run at a time: as many as the first pass says fit into the memory limit; it shrinks
             when a batch does not fit into memory nevertheless.
         notices: what the user should know of how it ran.
@@ -67,7 +78,10 @@ class Probe:
     def __init__(self, model: Model, prepared: Prepared, target: Target, seed: int, compute: Compute) -> None:
         self.model, self.prepared, self.target, self.compute = model, prepared, target, compute
         self.rng = np.random.default_rng(seed)
-        self.forwards = self.backwards = 0
+        self.forwards = self.backwards = self.followed = 0
+        self._repeatable = False
+        if not isinstance(model.network, torch.jit.ScriptModule):
+            refuse_training(model.network)
         self.notices: list[str] = []
         self.input = prepared.input.data
         self._device = compute.torch_device
@@ -179,14 +193,16 @@ class Probe:
     def _scores_together(self, run: Incremental, patches: list[Patch], scale: str) -> np.ndarray:
         """Scores of patches that are followed together; their outputs are dropped."""
         with torch.no_grad():
-            return self._read(self._checked(run.follow(patches), len(patches)), scale)
+            scores = self._read(self._checked(run.follow(patches), len(patches)), scale)
+        self.followed += len(patches)
+        return scores
 
     def _affords(self, patches: list[Patch]) -> bool:
         """Whether patches (as the network reads them) are followed incrementally, within the memory limit."""
-        run = self.incremental
-        if run is None:
+        run, boxes = self.incremental, [box for box, _ in patches]
+        if run is None or (self.compute.engine == "auto" and not run.pays(boxes)):
             return False
-        limit, boxes = self.compute.memory_bytes, [box for box, _ in patches]
+        limit = self.compute.memory_bytes
         held = run.kept_bytes + sum(values.nbytes for _, values in patches)
         needed = held + run.needed_bytes(boxes)
         if needed > limit:
@@ -217,7 +233,7 @@ class Probe:
         A network that torch.fx cannot follow, or whose activations do not fit into memory, runs in full, and `notices`
         says so.
         """
-        if self.compute.engine == "full":
+        if self.compute.engine == "full" or (self.compute.engine == "auto" and not self._may_pay()):
             return None
         try:
             with _memory_guarded():
@@ -236,6 +252,59 @@ class Probe:
         self._release()
         self.notices.append(f"the network runs in full: {reason}")
         return None
+
+    def _may_pay(self) -> bool:
+        """Whether engine "auto" should look at incremental passes at all: they were never measured on a GPU."""
+        float32 = self.compute.dtype == "float32"
+        return self._device.type == "cpu" and float32 and self._needs.arithmetic >= _WORTH_FOLLOWING
+
+    def check_repeatable(self) -> None:
+        """Run the clean input again: perturbation methods make no sense of a network that draws on chance.
+
+        Raises:
+            InputError: two passes over the same input differ.
+        """
+        if self._repeatable:
+            return
+        with torch.no_grad():
+            again = self._read(self._forward(self._tensor(self.input[None])), "logit")[0]
+        self.forwards -= 1
+        if not np.isclose(again, self.logit, rtol=_ROUNDING, atol=_ROUNDING):
+            raise InputError(
+                f"two passes over the same input differ ({self.logit:.6g} and {again:.6g}): the network draws on "
+                "chance; make it deterministic"
+            )
+        self._repeatable = True
+
+    def input_gradient(self) -> np.ndarray | None:
+        """The logit's gradient with respect to the clean input, float32 (C, X, Y, Z).
+
+        None where the score does not depend on the input in a way that PyTorch can follow, or where what the pass has
+        to save takes more than the memory limit.
+        """
+        limit, saved = self.compute.memory_bytes - self._needs.single, dict[int, int]()
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            block = tensor.untyped_storage()
+            saved[block.data_ptr()] = block.nbytes()
+            if sum(saved.values()) > limit:
+                raise _SavesTooMuchError
+            return tensor
+
+        inputs = self._tensor(self.input[None]).requires_grad_()
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                score = self.target.logit(self._forward(inputs.clone()), self.model.card).sum()
+        except _SavesTooMuchError:
+            return None
+        if not score.requires_grad:
+            return None
+        (gradient,) = torch.autograd.grad(score, inputs, allow_unused=True)
+        self.backwards += 1
+        if gradient is None or not bool(torch.isfinite(gradient).all()):
+            return None
+        found: np.ndarray = gradient[0].float().cpu().numpy()
+        return found[..., None] if self.model.card.spatial_dims == 2 else found
 
     @property
     def finished_in_full_from(self) -> tuple[str, ...]:
@@ -301,11 +370,11 @@ class Probe:
         """
         if not self.compute.progress or not passes:
             return
-        forwards = self.forwards
+        forwards, followed = self.forwards, self.followed
         seconds = self._seconds_in_boxes(boxes) if boxes else None
         how = "incremental passes" if seconds is not None else f"passes in batches of {self.batch_size}"
         seconds = passes * (self._seconds_in_full(passes) if seconds is None else seconds)
-        self.forwards = forwards
+        self.forwards, self.followed = forwards, followed
         console.print(f"{self.prepared.name}: {what}, {passes} {how}, about {seconds:.0f} s", highlight=False)
 
     def _seconds_in_full(self, passes: int) -> float:

@@ -108,7 +108,8 @@ class Occlusion(PartsExplainer):
                 run = scored(probe, some, self.scale, count=len(chosen), what=None)
                 return clean - np.array([score for (_, score), _ in zip(run, done, strict=False)])
 
-            falls, covered, error = refined(falls_of, places.reshape(-1, 3), budget)
+            guess = None if budget == len(samples) else _guess(probe, samples)
+            falls, covered, error = refined(falls_of, places.reshape(-1, 3), budget, guess)
         total, count = np.zeros(grid.shape), np.zeros(grid.shape)
         for box in boxes:
             count[box] += 1
@@ -124,10 +125,28 @@ class Occlusion(PartsExplainer):
                 "stride_voxels": step,
                 "windows_that_change": len(samples),
                 "windows_covered": int(covered.sum()),
+                "guided_by_gradient": guess is not None,
                 "interpolation_error": error,
                 "passes": probe.forwards,
             },
         )
+
+
+def _guess(probe: Probe, samples: list[Sample]) -> np.ndarray | None:
+    """How much the score would fall under each window if it were a linear function of the input, (N,)."""
+    gradient = probe.input_gradient()
+    if gradient is None:
+        return None
+    inputs = probe.input
+    return np.array(
+        [
+            np.sum(
+                gradient[(slice(None), *sample.box)] * (inputs[(slice(None), *sample.box)] - sample.patch(inputs)[1])
+            )
+            for sample in samples
+        ],
+        dtype=np.float64,
+    )
 
 
 def windows(shape: tuple[int, int, int], size: list[int], step: list[int]) -> list[Box]:
