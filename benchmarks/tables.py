@@ -41,18 +41,26 @@ def write(rows: list[Row], out: Path, section: str) -> None:
         new = pd.concat([before[before["section"] != section], new])
     columns = ["section", "table", "row", "metric", "kind", "value", "low", "high", "n"]
     new[columns].to_csv(file, sep="\t", index=False, float_format="%.6g")
-    lines = [
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}.",
-        "",
-    ]
-    for table, its in new.groupby("table", sort=False):
+    (out / "tables.md").write_text(f"{_machine()}\n\n{markdown(new)}")
+
+
+def markdown(figures: pd.DataFrame) -> str:
+    """Every table under its title."""
+    lines = []
+    for table, its in figures.groupby("table", sort=False):
         lines += [f"### {table}", "", "| | figure | value | n |", "|---|---|---|---|"]
         for figure in its.itertuples():
             shown = Row("", "", "", figure.value, figure.low, figure.high).text()
             lines.append(f"| {figure.row} | {figure.metric} | {shown} | {figure.n} |")
         lines.append("")
-    (out / "tables.md").write_text("\n".join(lines))
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}."
+    )
 
 
 def draw_growth(rows: list[Row], out: Path) -> None:

@@ -29,7 +29,7 @@ class Recorder(nn.Module):
 
 
 def probe(data: np.ndarray, **compute: object) -> tuple[Probe, Recorder]:
-    network = Recorder()
+    network = Recorder().eval()
     model = vx.Model(network, CARD)
     (prepared,) = prepare(vx.Scan(data, GRID, ("a", "b")), CARD)
     return Probe(model, prepared, vx.ClassScore("c"), 0, vx.Compute("cpu", **compute)), network

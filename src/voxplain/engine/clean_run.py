@@ -43,7 +43,13 @@ class CleanRun:
         complete: whether these activations are kept; not where they would take more than `memory_bytes`.
     """
 
-    def __init__(self, network: nn.Module, clean_input: torch.Tensor, memory_bytes: float = math.inf) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        clean_input: torch.Tensor,
+        expected: torch.Tensor | None = None,
+        memory_bytes: float = math.inf,
+    ) -> None:
         refuse_training(network)
         self.graph = traced(network)
         self.values: dict[fx.Node, Any] = {}
@@ -55,8 +61,9 @@ class CleanRun:
         # Activations of which boxes are cut out.
         self._read = {self.first, self.last}
         # Before anything is kept, so that a whole pass and what is kept do not add up.
-        with torch.no_grad():
-            expected = network(clean_input.clone())
+        if expected is None:
+            with torch.no_grad():
+                expected = network(clean_input.clone())
         with torch.inference_mode():
             self.graph.to(memory_format=memory_format(clean_input.ndim))  # type: ignore[call-overload]
             weights = sum(weight.nbytes for weight in (*self.graph.parameters(), *self.graph.buffers()))

@@ -78,6 +78,7 @@ class Incremental:
     Args:
         network: in eval mode; input (N, C, X, Y, Z) or (N, C, X, Y), output one tensor (N, ...).
         clean_input: float32 (1, C, X, Y, Z) or (1, C, X, Y), on the network's device.
+        expected: the network's output on the clean input, where that is known; it must come out again.
         batch_size: at most so many perturbed inputs are followed at a time.
         memory_bytes: what their activations may take together, kept clean ones not counted; one input runs even where
             it needs more.
@@ -102,6 +103,7 @@ class Incremental:
         network: nn.Module,
         clean_input: torch.Tensor,
         *,
+        expected: torch.Tensor | None = None,
         batch_size: int = 16,
         memory_bytes: int = 2**30,
         most_kept_bytes: float = math.inf,
@@ -114,7 +116,7 @@ class Incremental:
         if batch_size < 1:
             raise InputError(f"batch_size is at least 1; got {batch_size}")
         self.batch_size, self.memory_bytes = batch_size, memory_bytes
-        self._run = CleanRun(network, clean_input, most_kept_bytes)
+        self._run = CleanRun(network, clean_input, expected, most_kept_bytes)
         self.kept_bytes = self._run.kept_bytes
         if not self._run.complete:
             raise KeepsTooMuchError(self.kept_bytes)

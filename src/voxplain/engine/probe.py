@@ -89,7 +89,7 @@ class Probe:
         with MemoryMeter(self._device) as meter, torch.no_grad():
             output = self._forward(self._tensor(self.input[None]))
             self._read(output, "probability")
-        self._needs = meter.needs
+        self._clean_output, self._needs = output, meter.needs
         self.batch_size = self._needs.batch_size(compute.memory_bytes, compute)
         if self._needs.single > compute.memory_bytes and compute.batch_size is None:
             self.notices.append(
@@ -115,7 +115,12 @@ class Probe:
         """As `scores`, of copies of the clean input (C, X, Y, Z) that one perturbation each changes in place.
 
         No more copies exist at a time than one batch.
+
+        Raises:
+            InputError: the network draws on chance, or a single input does not fit into memory.
         """
+        if perturbations:
+            self._check_repeatable()
 
         def perturbed(first: int, last: int) -> torch.Tensor:
             some = perturbations[first:last]
@@ -237,12 +242,15 @@ class Probe:
             return None
         try:
             with _memory_guarded():
-                return Incremental(
+                run = Incremental(
                     self.model.network,
                     self._tensor(self.input[None]),
+                    expected=self._clean_output,
                     batch_size=self.compute.batch_size or PATCHES_AT_ONCE,
                     most_kept_bytes=max(self.compute.memory_bytes, self._needs.single),
                 )
+                self._repeatable = True
+                return run
         except UntraceableError as error:
             reason = str(error)
         except KeepsTooMuchError as error:
@@ -258,12 +266,8 @@ class Probe:
         float32 = self.compute.dtype == "float32"
         return self._device.type == "cpu" and float32 and self._needs.arithmetic >= _WORTH_FOLLOWING
 
-    def check_repeatable(self) -> None:
-        """Run the clean input again: perturbation methods make no sense of a network that draws on chance.
-
-        Raises:
-            InputError: two passes over the same input differ.
-        """
+    def _check_repeatable(self) -> None:
+        """Run the clean input again: comparing passes makes no sense where the network draws on chance."""
         if self._repeatable:
             return
         with torch.no_grad():

@@ -25,11 +25,13 @@ class Occlusion(PartsExplainer):
     important). Cubes that do not overlap, and supervoxels (`partition="slic"`), are parts with a score each. Positive
     where covering lowers the score.
 
-    With `passes`, windows are covered from coarse to fine: first on a lattice, then where the score moves most; the
-    falls of the others are interpolated. Measured against all windows on the two halves of a glioma scan (2,197 and
-    2,152 windows of 16 mm, 8 mm apart, shipped model): 430 passes give Spearman correlations of 0.91 and 0.93 and a
-    root mean square error of 7 % and 4 % of the map's peak; 700 passes 0.93 and 0.95, 6 % and 3 %.
-    `interpolation_error` in the provenance says what the interpolation missed where it was put to the test.
+    With `passes`, windows are covered from coarse to fine: first on a lattice, then where the score moves otherwise
+    than expected. The falls of the others are what the gradient at the clean input says, scaled to the falls that are
+    known, and a smooth function through what that misses. Against all windows on the six halves of three glioma scans
+    (1,950 to 2,455 windows of 16 mm, 8 mm apart, shipped model), inside of the brain, 15 % of the passes give a mean
+    Spearman correlation of 0.95 (lowest 0.93), 20 % 0.96 (0.94), 30 % 0.97 (0.96). Without gradients 30 % give 0.92
+    (0.89); on a ResNet-50 with random weights, whose gradients say nothing of windows, 0.78. `interpolation_error` in
+    the provenance says what the estimates missed where they were put to the test.
     """
 
     name: ClassVar[str] = "occlusion"

@@ -74,8 +74,6 @@ def scored(
     for; those that touch all of it run in full. `what` they are is announced; None leaves that, and a progress bar, to
     the caller.
     """
-    if count:
-        probe.check_repeatable()
     shown = probe.compute.progress and what is not None
     if what is not None:
         announce(probe, samples, count=count, what=what)
