@@ -1,10 +1,13 @@
 """The incremental engine as explainers use it: the same maps as in full, and a notice where it cannot follow."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
 import voxplain as vx
+from voxplain.engine.incremental import Incremental
 
 FULL = vx.Compute(device="cpu", engine="full")
 INCREMENTAL = vx.Compute(device="cpu", engine="incremental")
@@ -170,3 +173,82 @@ def test_gradients_guide_occlusion_where_there_are_any_and_memory_allows():
         missed[name] = float(np.sqrt(np.mean((found.map - exact) ** 2)))
     assert missed["guided"] < 0.5 * missed["blind"]
     assert missed["short"] == pytest.approx(missed["blind"], rel=1e-3)
+
+
+# Memory: the map stays the same, whatever there is no room for.
+
+PARTS = vx.RelevanceMap(partition="cubes:8", mask="none", scale="logit")
+
+
+def wide_model() -> vx.Model:
+    return vx.Model(wide_network(8), vx.Card(name="wide", channels=("t1",), classes=("a",)))
+
+
+def explained(said: str | None, **compute: object) -> vx.Explanation:
+    """The wide scan's map, which must be that of full passes, after warnings that match."""
+    model, full = wide_model(), vx.Compute("cpu", engine="full", threads=1)
+    expected = PARTS(model, wide_scan(), compute=full).map
+    with pytest.warns(UserWarning, match=said) if said else nullcontext():
+        found = PARTS(model, wide_scan(), compute=vx.Compute("cpu", engine="incremental", threads=1, **compute))
+    np.testing.assert_allclose(found.map, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert found.provenance["passes"]["forward"] == 1 + len(found.scores)
+    return found
+
+
+def greedy(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    """Let no more perturbed inputs be followed together."""
+    follow = Incremental.follow
+
+    def follow_few(self, patches):
+        if len(patches) > fits:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return follow(self, patches)
+
+    monkeypatch.setattr(Incremental, "follow", follow_few)
+
+
+def test_goes_on_with_fewer_perturbed_inputs_after_running_out_of_memory(monkeypatch):
+    greedy(monkeypatch, fits=20)
+    found = explained(r"out of memory with 64 perturbed inputs at a time; went on with 32")
+    assert found.provenance["warnings"] == [
+        f"whole: out of memory with {size} perturbed inputs at a time; went on with {size // 2}" for size in (64, 32)
+    ]
+    assert found.provenance["incremental_passes"] == len(found.scores)
+
+
+def test_goes_on_in_full_where_not_even_one_fits(monkeypatch):
+    greedy(monkeypatch, fits=0)
+    found = explained(r"the network runs in full: out of memory with a single perturbed input")
+    assert found.provenance["incremental_passes"] == 0
+
+
+def test_goes_on_in_full_where_the_clean_run_runs_out_of_memory(monkeypatch):
+    def out_of_memory(*_args, **_options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Incremental, "__init__", out_of_memory)
+    explained(r"the network runs in full: out of memory with the activations that the incremental engine keeps")
+
+
+def test_says_how_much_memory_the_engine_needs():
+    found = explained(r"the incremental engine needs .* give --memory \S+ or more", memory="4MB")
+    assert found.provenance["incremental_passes"] == 0
+    (warning,) = [text for text in found.provenance["warnings"] if "--memory" in text]
+    enough = warning.partition("give --memory ")[2].split()[0]
+    assert explained(None, memory=enough).provenance["incremental_passes"] == len(found.scores)
+
+
+@pytest.mark.parametrize("engine", ["full", "incremental"])
+@pytest.mark.parametrize(
+    ("explainer", "passes"), [(PARTS, 125), (vx.Occlusion(partition="cubes:16", mask="none", passes=40), 40)]
+)
+def test_passes_are_announced_once_and_cost_nothing(explainer, passes, engine, capsys):
+    compute = {"device": "cpu", "engine": engine, "threads": 1}
+    silent = explainer(wide_model(), wide_scan(), compute=vx.Compute(**compute))
+    assert capsys.readouterr().err == ""
+    told = explainer(wide_model(), wide_scan(), compute=vx.Compute(**compute, progress=True))
+    kind = "incremental passes" if engine == "incremental" else "passes in batches of 16"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "passes" in line]
+    assert f" {passes} {kind}, about " in line
+    assert told.provenance["passes"] == silent.provenance["passes"]
+    np.testing.assert_array_equal(told.map, silent.map)

@@ -67,7 +67,9 @@ def explain_command(kind: type[Explainer]) -> Callable[..., None]:
         option("card", Path | None, None, help="model card (JSON) for TorchScript files and Python factories"),
         option("seed", int, 0, help="seed of everything random"),
         option("device", str, "auto", help="auto, cpu, cuda or cuda:N"),
-        option("memory", str, "2GB", help="limit for one batch of inputs and activations, such as 4GB"),
+        option(
+            "memory", str, "2GB", help="limit for perturbed inputs, activations and what the engine keeps, such as 4GB"
+        ),
         option(
             "engine", str, "auto", help="incremental: only what a perturbation can change runs again; full; or auto"
         ),

@@ -15,9 +15,9 @@ from voxplain.compute import Compute
 
 # Larger batches gain nothing on a CPU and little on a GPU, but make progress bars jump.
 _LARGEST_BATCH = 16
-# Beyond the tensors stand what libraries allocate for themselves and freed pieces that the C library's allocator cannot
-# hand back yet: resident memory of ResNets, U-Nets and DenseNets was up to this much of what is counted here.
-UNSEEN = 1.25
+# Beyond the tensors that live stand what libraries allocate for themselves, and freed pieces that the C library cannot
+# hand back: resident memory of ResNets, U-Nets and DenseNets was up to this much of what is counted here (glibc 2.36).
+UNSEEN = 1.4
 # oneDNN holds a convolution's weights in two further orders while it runs.
 _REORDERED_WEIGHTS = 2
 # ... and copies of other maps than channels-last ones in blocks of so many channels.
@@ -175,6 +175,9 @@ def _scratch_of_convolution(
     each = 0 if as_it_is else max(bytes_in_blocks(input) + written - _bytes(output), written)
     small = groups == 1 and min(weight.shape[-2:]) <= 3 and input[..., 0].numel() <= _SMALL
     own_kernel = not transposed and (small or not torch.backends.mkldnn.is_available())
+    if not transposed and groups == 1 and weight[0, 0].numel() == 1:
+        # Windows of one voxel never go to oneDNN, so that several inputs need as much each; the matrix is the input.
+        own_kernel, each = False, max(each, _bytes(input))
     single = weight[0].numel() * output[:, 0].numel() * output.element_size() + _bytes(input) if own_kernel else each
     return single, each, _REORDERED_WEIGHTS * _bytes(weight)
 

@@ -136,7 +136,7 @@ class Probe:
         found = np.zeros(count)
         first = 0
         while first < count:
-            last = min(count, first + self.batch_size)
+            last = min(count, first + self._at_a_time())
             try:
                 with torch.no_grad(), _memory_guarded():
                     found[first:last] = self._read(self._forward(inputs(first, last)), scale)
@@ -150,6 +150,12 @@ class Probe:
             self.batch_size = -(-(last - first) // 2)
             self.notices.append(f"out of memory with {last - first} inputs at a time; went on with {self.batch_size}")
         return found
+
+    def _at_a_time(self) -> int:
+        """How many inputs run in full at a time beside what the incremental engine keeps, where there is one."""
+        run = vars(self).get("incremental")
+        room = self.compute.memory_bytes - (0 if run is None else run.kept_bytes)
+        return min(self.batch_size, self._needs.batch_size(room, self.compute))
 
     def _release(self) -> None:
         if self._device.type == "cuda":
@@ -205,9 +211,14 @@ class Probe:
     def _affords(self, patches: list[Patch]) -> bool:
         """Whether patches (as the network reads them) are followed incrementally, within the memory limit."""
         run, boxes = self.incremental, [box for box, _ in patches]
-        if run is None or (self.compute.engine == "auto" and not run.pays(boxes)):
-            return False
         limit = self.compute.memory_bytes
+        if run is None:
+            return False
+        if self.compute.engine == "auto" and not run.pays(boxes):
+            # A full pass must fit beside what is kept for boxes that pay, or nothing is kept.
+            if run.kept_bytes + self._needs.single > limit:
+                self.incremental = None
+            return False
         held = run.kept_bytes + sum(values.nbytes for _, values in patches)
         needed = held + run.needed_bytes(boxes)
         if needed > limit:
