@@ -66,7 +66,7 @@ def cascade(
     network = model.network
     for layer in layers[:0:-1]:
         network = copy.deepcopy(network)
-        _draw(network.get_submodule(layer), generator)
+        _draw(dict(network.named_modules())[layer], generator)
         yield Randomised(layer, Model(network, model.card), complete=False)
     for _ in range(draws if layers else 0):
         network = copy.deepcopy(model.network)

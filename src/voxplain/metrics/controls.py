@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from voxplain.errors import InputError
 from voxplain.explanation import Explanation
@@ -55,9 +55,10 @@ def edge_detector(scan: Scan, explanation: Explanation) -> Explanation:
 def random_map(scan: Scan, explanation: Explanation, *, seed: int) -> Explanation:
     """A map of the same values in places drawn by chance, region by region.
 
-    Scores of parts are shuffled among the parts of their region. A voxel-wise map becomes a random field with its power
-    spectrum, hence as smooth, whose voxels in the brain are given the map's values there by rank; background keeps its
-    values. Unit and sign are the map's own. A map that is the same everywhere stays as it is.
+    Scores of parts are shuffled among the parts of their region. A voxel-wise map becomes Gaussian noise that is as
+    smooth along each axis (by the correlation of neighbours, Forman 1995), whose voxels in the brain are given the
+    map's values there by rank; background keeps its values. Unit and sign are the map's own. A map that is the same
+    everywhere stays as it is.
 
     Raises:
         InputError: the explanation lies on another grid than the scan, or names no regions.
@@ -75,16 +76,30 @@ def random_map(scan: Scan, explanation: Explanation, *, seed: int) -> Explanatio
     values, foreground = explanation.map.copy(), scan.foreground()
     for region in explanation.regions:
         inside = foreground[region.slices]
-        noise = np.fft.rfftn(random.standard_normal(inside.shape))
-        phases = noise / np.maximum(np.abs(noise), 1e-12)
+        noise = random.standard_normal(inside.shape)
         for data in values:
             own = data[region.slices]
-            centred = np.where(inside, own - (own[inside].mean(dtype=np.float64) if inside.any() else 0.0), 0.0)
-            field = np.fft.irfftn(np.abs(np.fft.rfftn(centred)) * phases, s=inside.shape, axes=(0, 1, 2))
+            field = gaussian_filter(noise, _smoothness(own, inside))
             drawn = np.empty(int(inside.sum()), dtype=own.dtype)
             drawn[np.argsort(field[inside], kind="stable")] = np.sort(own[inside])
             own[inside] = drawn
     return _control("RandomMap", explanation, values, None, explanation.unit, {"seed": seed})
+
+
+def _smoothness(values: np.ndarray, inside: np.ndarray) -> list[float]:
+    """The standard deviation in voxels, per axis, of the Gaussian that makes noise as smooth as a map (X, Y, Z)."""
+    found = []
+    for axis, size in enumerate(values.shape):
+        pairs = [(slice(None),) * axis + (side,) for side in (slice(None, -1), slice(1, None))]
+        both = inside[pairs[0]] & inside[pairs[1]]
+        first, second = (values[pair][both].astype(np.float64) for pair in pairs)
+        alike = 0.0
+        if first.size > 1 and np.ptp(first) > 0 and np.ptp(second) > 0:
+            alike = float(np.corrcoef(first, second)[0, 1])
+        # A Gaussian makes neighbours correlate by exp(-1 / (4 sigma^2)); a ramp has no width, hence the bound.
+        sigma = np.sqrt(-0.25 / np.log(min(alike, 1 - 1e-9))) if alike > 0 else 0.0
+        found.append(min(float(sigma), size / 4))
+    return found
 
 
 def _control(
