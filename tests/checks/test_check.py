@@ -75,7 +75,7 @@ def test_the_right_map_passes_and_says_so_in_plain_data(checked: vx.Explanation)
     }
     assert json.loads(json.dumps(checked.provenance["checks"])) == checked.provenance["checks"]
     found = line(checked, "deletion/insertion")["regions"]["whole"]
-    assert f"area under deletion {found['deletion']:.2f}" in line(checked, "deletion/insertion")["said"]
+    assert f"area under deletion {found['deletion']:.3f}" in line(checked, "deletion/insertion")["said"]
     assert found["probability"] == pytest.approx(checked.regions[0].probability)
     run = checked.provenance["checks"]["run"]
     count = len(checked.scores)  # type: ignore[arg-type]
@@ -332,3 +332,18 @@ def test_parts_of_cubes_too_small_for_the_network_are_left_out() -> None:
     tiny = replace(why, map=np.append(0, scores)[fine.data][None], parts=fine, scores=scores)
     (found,) = deletion_insertion(tiny, trained, scan(), target=vx.ClassScore("blob"), random_orders=1, compute=CPU)
     assert np.isfinite(found.faithfulness.areas["map"][0]).all()
+
+
+def test_random_networks_that_overflow_leave_the_other_tests_standing() -> None:
+    trained = model()
+    why = EXPLAIN(trained, scan(), compute=CPU)
+
+    class Brittle(Blob):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            known = bool((self.weight[0, 0] == 0).all())
+            return super().forward(inputs) if known else super().forward(inputs) * torch.inf
+
+    found = check(replace(why, provenance={}), vx.Model(Brittle(), CARD), scan(), explainer=EXPLAIN, compute=CPU)
+    assert line(found, "deletion/insertion")["verdict"] == "passed"
+    assert line(found, "weight randomisation")["verdict"] == "not tested"
+    assert "cannot be made: the network returns NaN" in line(found, "weight randomisation")["said"]

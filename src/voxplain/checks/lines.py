@@ -37,9 +37,9 @@ def against_random(regions: list[RegionCheck]) -> dict[str, Any]:
             said.append(f"{region.region}: not tested, {verdict.reason}")
             continue
         said.append(
-            f"{region.region}: area under deletion {own.deletion:.2f} "
+            f"{region.region}: area under deletion {own.deletion:.3f} "
             f"({len(random)} random orders {_range([areas.deletion for areas in random])}), "
-            f"under insertion {own.insertion:.2f} ({_range([areas.insertion for areas in random])})"
+            f"under insertion {own.insertion:.3f} ({_range([areas.insertion for areas in random])})"
         )
     return _line(overall(outcomes), said, {"regions": figures})
 
@@ -57,8 +57,8 @@ def against_control(row: str, name: str, regions: list[RegionCheck]) -> dict[str
         if verdict.outcome != "not tested":
             (own,), (other,) = region.faithfulness.areas["map"], region.faithfulness.areas[row]
             words = (
-                f"{region.region}: area under deletion {own.deletion:.2f} ({name} {other.deletion:.2f}), "
-                f"under insertion {own.insertion:.2f} ({other.insertion:.2f})"
+                f"{region.region}: area under deletion {own.deletion:.3f} ({name} {other.deletion:.3f}), "
+                f"under insertion {own.insertion:.3f} ({other.insertion:.3f})"
             )
             figures[region.region] |= {"deletion": other.deletion, "insertion": other.insertion}
         if row == "edge-detector" and region.edges is not None:
@@ -84,7 +84,7 @@ def weights(found: WeightRandomisation) -> dict[str, Any]:
     if verdict.outcome == "not tested":
         return _line("not tested", [verdict.reason], figures)
     by_region = ", ".join(
-        f"{region} {values.values:.2f} (absolute values {values.absolute:.2f})"
+        f"{region} {_signed(values.values)} (absolute values {_signed(values.absolute)})"
         for region, values in found.complete.items()
     )
     said = [f"rank correlation with maps of random networks: {by_region}; passes below {found.threshold:g}"]
@@ -112,7 +112,7 @@ def _line(outcome: Outcome, said: list[str], figures: dict[str, Any]) -> dict[st
 
 
 def _range(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
+    return f"{min(values):.3f} to {max(values):.3f}"
 
 
 def _signed(value: float) -> str:

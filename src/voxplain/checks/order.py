@@ -64,7 +64,7 @@ def deletion_insertion(
                 continue
             probe = Probe(model, prepared, its_target, seed, compute)
             its_scan = Scan(
-                np.where(prepared.foreground, prepared.input.data, 0), prepared.input.grid, model.card.channels
+                np.where(prepared.foreground, prepared.input.data, 0), prepared.input.grid, prepared.input.channels
             )
             here = _on_input(explanation, probe)
             edges = edge_detector(its_scan, here)
