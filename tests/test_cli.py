@@ -483,3 +483,38 @@ def test_a_scan_of_the_training_is_named_so(
     assert json.loads((out / "relevance-map.json").read_text())["seen"] is True
     assert run("report", out)[0] == 0
     assert "The network was trained on this scan" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_maps_are_checked_where_they_lie_and_the_report_says_so(
+    run: Run, model: Path, patient: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = ("--model", model, "--scan", patient, "--out", out, "--partition", "cubes:24")
+    assert run("explain", "relevance-map", *given)[0] == 0
+    assert run("report", out)[0] == 0
+    assert 'class="outcome not-tested"' in (out / "report.html").read_text(encoding="utf-8")
+    code, printed, error = run("check", out, "--model", model, "--threads", 1, "--shuffled", model, "--quick")
+    assert code == 0, error
+    lines = json.loads((out / "relevance-map.json").read_text())["checks"]["lines"]
+    assert lines["label randomisation"]["verdict"] == "failed"  # it is the same network
+    for name, line in lines.items():
+        assert f"{name}: {line['verdict']} ({line['said']})" in printed
+    assert "randomised networks, " in error
+    assert run("report", out)[0] == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert 'class="outcome failed"' in page
+    assert "A smoke run: these verdicts mean nothing." in page
+
+
+def test_checks_refuse_another_model_and_folders_without_results(
+    run: Run, model: Path, tiny_network: Any, tiny_model: Model, patient: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert_refused(run("check", tmp_path / "nowhere", "--model", model), "there is no folder")
+    run("explain", "relevance-map", "--model", model, "--scan", patient, "--out", out, "--partition", "cubes:40")
+    other = save_model(tiny_network(seed=5), tiny_model.card, tmp_path / "other")
+    assert_refused(run("check", out, "--model", other), "speaks of another model")
+    assert "checks" not in json.loads((out / "relevance-map.json").read_text())
+    shutil.move(patient, tmp_path / "moved")
+    assert_refused(run("check", out, "--model", model), "the scan is not where it was explained", "--scan")
+    assert run("check", out, "--model", model, "--scan", tmp_path / "moved", "--quick", "--threads", 1)[0] == 0

@@ -14,7 +14,7 @@ ROOT = Path(voxplain.__file__).parent
 
 # Room -> the rooms that it may import. What is not listed is an arrow that runs back (or a room without a place).
 _TYPES = {"errors", "grid", "scan"}
-_VALUES = {"explanation", "target", "compute", "model", "partition", "preparation"}
+_VALUES = {"explanation", "target", "compute", "model", "partition", "preparation", "randomisation"}
 _LOWER = _TYPES | _VALUES | {"io"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "target": _TYPES | {"model"},
     "partition": _TYPES,
     "preparation": _TYPES | {"model"},
+    "randomisation": {"errors", "model"},
     "networks": set(),
     "losses": set(),
     "io": _TYPES | {"explanation", "model", "networks"},
@@ -33,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "engine": _LOWER,
     "explain": _LOWER | {"engine", "networks"},
     "segment": _TYPES | {"explanation"},
-    "metrics": _TYPES | {"explanation", "model", "target"},
+    "metrics": _TYPES | {"explanation", "model", "target", "randomisation"},
+    "checks": _LOWER | {"engine", "explain", "metrics"},
     "results": _TYPES | {"explanation", "io"},
     "report": _LOWER | {"segment", "results", "metrics"},
     "calibration": set(),

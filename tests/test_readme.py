@@ -15,7 +15,7 @@ from voxplain.datasets.phantom import glioma, write_case
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-LONG = ("train", "evaluate", "study")
+LONG = ("check", "train", "evaluate", "study")
 # Pages on results name the command of a run that took hours; the others are read from top to bottom.
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if not page.startswith("docs/results/")]

@@ -1,6 +1,7 @@
 """voxplain explains networks that read 3D medical images, and turns the explanations into segmentations."""
 
 from voxplain import segment
+from voxplain.checks.check import check
 from voxplain.compute import Compute
 from voxplain.errors import InputError
 from voxplain.explain import LIME, RISE, GradCAM, KernelSHAP, Occlusion, RelevanceMap
@@ -34,6 +35,7 @@ __all__ = [
     "RelevanceMap",
     "Scan",
     "Target",
+    "check",
     "load_model",
     "read",
     "read_labels",

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from voxplain.commands import hemispheres, phantom
+from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.options import Device, Memory, Out, Seed, Threads, compute_of, error_console, out_console
 from voxplain.commands.report import report_results
@@ -61,6 +62,7 @@ def _group(name: str, words: str) -> typer.Typer:
 _explain = _group("explain", "Explain what a network says of a scan: one sub-command per method.")
 for _name, _kind in known_explainers().items():
     _explain.command(_name)(explain_command(_kind))
+app.command("check")(check_results)
 app.command("report")(report_results)
 _group("train", "Train a network on labels of whole inputs.").command("hemispheres")(hemispheres.train_hemispheres)
 _group("evaluate", "Score a model's maps against expert masks, without training.").command("hemispheres")(

@@ -26,11 +26,12 @@ _SAME_SCORE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One method's explanation and mask as they lie in a folder; `name` is what its files begin with."""
+    """One method's explanation and mask as they lie in a `folder`; `name` is what its files begin with."""
 
     name: str
     explanation: Explanation
     mask: Labels
+    folder: Path
 
 
 def write_results(
@@ -72,6 +73,25 @@ def write_results(
         content["sources"] = {sequence: str(path.resolve()) for sequence, path in sources.items()}
     write_json(json.loads(json.dumps(content, default=str)), paths["provenance"])
     return paths
+
+
+def write_checks(result: Result, checks: Mapping[str, Any]) -> Path:
+    """Keep what `voxplain.check` found with the map that it speaks of, in its NAME.json.
+
+    The file is read again, so that nothing else in it changes; making the map anew drops the checks.
+
+    Raises:
+        InputError: the file holds another map by now, or none.
+    """
+    path = result.folder / f"{result.name}.json"
+    content = _json_of(path)
+    known = result.explanation.provenance.get("fingerprints")
+    if content is None or content.get("fingerprints") != known:
+        raise InputError(
+            f"{path} changed while its map was checked; run `voxplain check {result.folder}` on the new map"
+        )
+    write_json(json.loads(json.dumps(content | {"checks": checks}, default=str)), path)
+    return path
 
 
 def read_results(folder: str | Path) -> list[Result]:
@@ -155,6 +175,9 @@ def _read_result(folder: Path, name: str) -> Result:
             raise TypeError(f"{wrong[0]} is no table of names and values")
         if not isinstance(content["scan"]["fingerprint"], str) or not isinstance(content["scan"]["channels"], list):
             raise TypeError("it does not name its scan")
+        for line in content.get("checks", {"lines": {}})["lines"].values():
+            if line["verdict"] not in ("passed", "failed", "not tested") or not isinstance(line["said"], str):
+                raise ValueError("a check without a verdict")
         parts, scores = _read_parts(folder, name, values) if has_parts else (None, None)
         explanation = Explanation(
             map=values,
@@ -169,9 +192,9 @@ def _read_result(folder: Path, name: str) -> Result:
         )
     except InputError as error:
         raise InputError(f"the results of {name} in {folder} cannot be used: {error}; {again}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{name}.json in {folder} is not what voxplain writes ({error}); {again}") from error
-    return Result(name, explanation, mask)
+    return Result(name, explanation, mask, folder)
 
 
 def _region(content: dict[str, Any]) -> Region:

@@ -33,14 +33,12 @@ def report_results(
     """Show results in one HTML page that opens without a network: viewer, ranks, and how far to believe them."""
     from voxplain.report.page import report
 
-    found, names = _results_in(results)
+    found, names = results_in(results)
     given = {"flair": flair, "t1": t1, "t1ce": t1ce, "t2": t2}
     named = [*(f"{name}={path}" for name, path in given.items() if path is not None), *(sequence or [])]
-    files = scan_files(scan, named) if scan is not None or named else None
-    if files is None:
-        files = _noted_files(found)
+    whole, files = explained_scan(found, scan, named)
     path = report(
-        _explained_scan(found, files),
+        whole,
         [result.explanation for result in found],
         masks=[result.mask for result in found],
         truth=None if truth is None else _expert_mask(truth),
@@ -52,7 +50,7 @@ def report_results(
     out_console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _results_in(folders: list[Path]) -> tuple[list[Result], list[str]]:
+def results_in(folders: list[Path]) -> tuple[list[Result], list[str]]:
     """The results of all folders and their names; those that share a name are told apart by their folders."""
     whole = [folder.resolve() for folder in folders]
     if twice := [folder for folder, full in zip(folders, whole, strict=True) if whole.count(full) > 1]:
@@ -90,8 +88,9 @@ def _noted_files(results: list[Result]) -> dict[str, Path]:
     return noted
 
 
-def _explained_scan(results: list[Result], files: Mapping[str, Path]) -> Scan:
-    """The scan in these files, which must be the one that the results speak of."""
+def explained_scan(results: list[Result], folder: Path | None, named: list[str]) -> tuple[Scan, Mapping[str, Path]]:
+    """The scan that the results speak of, and its files: as given, or as `explain` noted them down."""
+    files = scan_files(folder, named) if folder is not None or named else _noted_files(results)
     whole = read_sequences(files)
     for result in results:
         stated = result.explanation.provenance["scan"]
@@ -107,4 +106,4 @@ def _explained_scan(results: list[Result], files: Mapping[str, Path]) -> Scan:
                 f"{result.name} explains another scan: its fingerprint is {stated['fingerprint']}, that of {where} is "
                 f"{given}; give the scan that was explained with --scan, or explain this one"
             )
-    return whole
+    return whole, files

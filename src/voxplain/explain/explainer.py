@@ -91,7 +91,7 @@ class Explainer(ABC):
             regions = prepare(scan, model.card)
             targets = target.on([prepared.input.grid for prepared in regions])
         found: list[tuple[Prepared, Probe, Relevance]] = []
-        with compute.running(), _in_evaluation(model.network, compute.torch_device):
+        with compute.running(), in_evaluation(model.network, compute.torch_device):
             for prepared, its_target in zip(regions, targets, strict=True):
                 if its_target is None:
                     continue
@@ -159,27 +159,50 @@ def replay(
         InputError: model, scan or target are not those that the provenance names, the target is needed and was not
             given, or the method is not known here.
     """
+    check_speaks_of(provenance, model, scan)
+    explainer, target = explainer_of(provenance), target_of(provenance, target)
+    return explainer(model, scan, target=target, seed=provenance["seed"], compute=compute)
+
+
+def check_speaks_of(provenance: Mapping[str, Any], model: Model, scan: Scan) -> None:
+    """Raise InputError when a provenance names another model or scan."""
     for what, given, stated in (
         ("model", model.fingerprint, provenance["model"]["fingerprint"]),
         ("scan", scan.fingerprint, provenance["scan"]["fingerprint"]),
     ):
         if given != stated:
             raise InputError(f"the provenance speaks of another {what}: it names {stated}, this one is {given}")
+
+
+def explainer_of(provenance: Mapping[str, Any]) -> Explainer:
+    """The explainer that a provenance names, with its options.
+
+    Raises:
+        InputError: the method is not known here.
+    """
     known = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in _all_explainers()}
     if provenance["explainer"] not in known:
         raise InputError(f"no explainer {provenance['explainer']}; known: {', '.join(known)}")
+    return known[provenance["explainer"]](**provenance["options"])
+
+
+def target_of(provenance: Mapping[str, Any], target: Target | None = None) -> Target:
+    """The target that a provenance names; regions (RegionScore), which it does not hold, are given as `target`.
+
+    Raises:
+        InputError: the target is needed and was not given, or is not the one that the provenance names.
+    """
     named = dict(provenance["target"])
     if target is None and named["kind"] == "ClassScore":
         target = ClassScore(named["name"])
     if target is None:
         raise InputError(
             f"the provenance names a {named['kind']} by its fingerprint, and does not hold it; "
-            "give the one that was explained: vx.replay(..., target=...)"
+            "give the one that was explained: vx.replay(..., target=...), vx.check(..., target=...)"
         )
     if target.record() != named:
         raise InputError(f"the provenance speaks of another target: it names {named}, this one is {target.record()}")
-    explainer = known[provenance["explainer"]](**provenance["options"])
-    return explainer(model, scan, target=target, seed=provenance["seed"], compute=compute)
+    return target
 
 
 def _all_explainers() -> list[type[Explainer]]:
@@ -192,7 +215,7 @@ def _all_explainers() -> list[type[Explainer]]:
 
 
 @contextmanager
-def _in_evaluation(network: nn.Module, device: torch.device) -> Iterator[None]:
+def in_evaluation(network: nn.Module, device: torch.device) -> Iterator[None]:
     """The network in eval mode, on the device, its weights not asking for gradients; all put back afterwards."""
     modules = list(network.modules())
     modes = [module.training for module in modules]

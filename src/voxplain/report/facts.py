@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from voxplain.explanation import Explanation
+from voxplain.metrics.controls import CONTROLS
 from voxplain.metrics.network_free import NETWORK_FREE
 from voxplain.scan import Labels
 
@@ -174,12 +175,12 @@ def figure_table(figures: pd.DataFrame) -> FigureTable:
 def _group(row: str, kind: str) -> str:
     if kind == "oracle" or row.endswith(_ORACLE_ROWS):
         return "ceiling"
-    return "free" if row.startswith(NETWORK_FREE) else "map"
+    return "free" if row.startswith((*NETWORK_FREE, *CONTROLS)) else "map"
 
 
 def is_taken(name: str) -> bool:
-    """Whether a map of this name would be counted among what needs no network, or among the ceilings."""
-    return _group(name, "") != "map"
+    """Whether a map of this name would pass for a row that needs no network, or for a ceiling; controls may be maps."""
+    return _group(name, "") == "ceiling" or name.startswith(NETWORK_FREE)
 
 
 def seen(explanation: Explanation) -> bool | None:
@@ -313,7 +314,7 @@ def provenance_lines(explanation: Explanation, mask: Labels | None) -> list[tupl
         said = [f"{r.name} {number(r.probability, 6)} (logit {number(r.logit, 5)})" for r in explanation.regions]
         lines.append(("probabilities", "; ".join(said)))
     for key, value in known.items():
-        if key in ("unit", "signed", "channels"):
+        if key in ("unit", "signed", "channels", "checks"):
             continue
         lines.append((key, _flat(without_folders(value))))
     lines.append(

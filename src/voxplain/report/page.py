@@ -23,6 +23,7 @@ from voxplain.report.colours import MASK_COLOUR, OPACITY, TRUTH_COLOUR, colour_t
 from voxplain.report.figures import scan_figures
 from voxplain.report.pictures import planes
 from voxplain.report.places import most_relevant, places_of_parts
+from voxplain.report.trust import questions, trust
 from voxplain.report.volumes import Packed, View, pack_labels, pack_map, pack_scan, view_of, window_of
 from voxplain.scan import Labels, Scan
 
@@ -107,6 +108,7 @@ def report(
                 raise InputError(f"the metrics of figures are numbers; those of {column} are {figures[column].dtype}")
     table = None if figures is None else facts.figure_table(figures)
     first = explanations[0]
+    tested = trust(names, explanations)
     context = {
         "title": title or f"What {facts.network_name(first)} looked at",
         "note": note,
@@ -120,6 +122,8 @@ def report(
         "truth": truth,
         "figures": table,
         "beliefs": facts.beliefs(names, explanations, masks, truth=truth, figures=table, foreground=scan.foreground()),
+        "trust": tested,
+        "questions": questions(tested),
         "shown_ranks": _SHOWN_RANKS,
         "opacity": round(OPACITY * 100),
         "mask_colour": MASK_COLOUR,

@@ -62,4 +62,7 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
         path=out / "report.html",
     )
     console.print(f"maps, masks, ranks, provenance: {out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"voxplain check {out} --model tumour-hemisphere  puts the maps to the test", highlight=False, soft_wrap=True
+    )
     console.print(f"report: {page}  (open it in a browser)", highlight=False, soft_wrap=True)
