@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class Probe:
         forwards, backwards: how many inputs went through the network so far, each way.
         batch_size: how many inputs run at a time; it shrinks when a batch does not fit into memory.
         notices: what the user should know of how it ran.
+        facts: what provenance should say of how the input was perturbed, in plain data.
     """
 
     def __init__(self, model: Model, prepared: Prepared, target: Target, seed: int, compute: Compute) -> None:
@@ -71,6 +72,7 @@ class Probe:
         self.rng = np.random.default_rng(seed)
         self.forwards = self.backwards = 0
         self.notices: list[str] = []
+        self.facts: dict[str, Any] = {}
         self.input = prepared.input.data
         self._device = compute.torch_device
         clean = self._tensor(self.input[None])
