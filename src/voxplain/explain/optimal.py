@@ -36,7 +36,8 @@ class PerturbationSettings:
     """How a perturbation network is trained: Adam on `loss` (see `voxplain.losses.PerturbationLoss`).
 
     An epoch shows each supervoxel once, or so many of each input as `supervoxels` says, drawn anew. The last epoch is
-    the one that is kept.
+    the one that is kept. `clip` is the largest norm of a step's gradient (none in the papers): that of the papers' loss
+    spans many orders of magnitude, and Adam remembers the largest for a thousand steps.
     """
 
     epochs: int = 25
@@ -45,13 +46,15 @@ class PerturbationSettings:
     supervoxels: int | None = None
     loss: str = "reciprocal"
     eps: float = 1e-6
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "supervoxels"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate must be above 0; got {self.learning_rate}")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0; got {getattr(self, name)}")
         try:
             PerturbationLoss(self.eps, self.loss)
         except ValueError as error:
@@ -154,6 +157,8 @@ def train_perturbation(
                 optimiser.zero_grad()
                 value = loss(*task.probabilities(network, batch))
                 value.backward()
+                if settings.clip is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
                 optimiser.step()
                 found.append(float(value.detach()))
             losses.append(float(np.mean(found)))
