@@ -27,7 +27,11 @@ def test_the_logarithm_by_arithmetic() -> None:
     assert float(PerturbationLoss(eps, "logarithm")(CLEAN, PERTURBED)) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("form", "power"), [("reciprocal", 2), ("logarithm", 1)])
+def test_the_difference_by_arithmetic() -> None:
+    assert float(PerturbationLoss(form="difference")(CLEAN, PERTURBED)) == pytest.approx((0.75 + 1 + 0.5) / 3)
+
+
+@pytest.mark.parametrize(("form", "power"), [("reciprocal", 2), ("logarithm", 1), ("difference", 0)])
 def test_its_gradient_grows_as_stated(form: str, power: int) -> None:
     changes = torch.tensor([0.1, 0.001], dtype=torch.float64)
     perturbed = (0.5 - changes).requires_grad_()
@@ -38,5 +42,5 @@ def test_its_gradient_grows_as_stated(form: str, power: int) -> None:
 
 @pytest.mark.parametrize("wrong", [{"form": "square"}, {"eps": 0.0}, {"eps": float("nan")}])
 def test_refuses_what_it_does_not_know(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="form is reciprocal or logarithm"):
+    with pytest.raises(ValueError, match="form is reciprocal, logarithm or difference"):
         PerturbationLoss(**wrong)
