@@ -284,7 +284,7 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], messa
 def test_masks_have_the_inputs_shape_and_range(shape: tuple[int, int, int]) -> None:
     visible = torch.randn(2, 2, *shape) * 20
     for largest in (1.0, 2.0):
-        mask = unet(largest=largest)(visible)
+        mask = unet(largest=largest)(visible).detach()
         assert mask.shape == visible.shape
         assert 0 <= float(mask.min()) < float(mask.max()) <= largest
 

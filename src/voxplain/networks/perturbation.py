@@ -16,8 +16,8 @@ class PerturbationUNet(nn.Module):
     Input (B, channels, X, Y, Z), or (B, channels, X, Y) for `spatial_dims` 2: the scan minus its background, 0 outside
     of the part. Output of the same shape: one mask per sequence, from 0 (background) to `largest` (1 leaves a voxel as
     it is). Each level after the first of `widths` halves the grid; inputs are padded with zeros to what that needs. The
-    papers give neither widths nor the mask's range; the defaults are those of MONAI's examples, and a mask that only
-    dims.
+    papers give neither widths nor the mask's range; the defaults are those of MONAI's examples, and a range in whose
+    middle a voxel stays as it is.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class PerturbationUNet(nn.Module):
         channels: int = 4,
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         residual_units: int = 2,
-        largest: float = 1.0,
+        largest: float = 2.0,
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ PRESETS = {
     # Minutes on two CPU cores.
     "small": PerturbationPreset(
         {"widths": [8, 16, 32], "residual_units": 0},
-        PerturbationSettings(epochs=4, supervoxels=40),
+        PerturbationSettings(epochs=6, supervoxels=30, batch_size=1, clip=1.0),
         held_out=8,
     ),
     # Six scans, all of their supervoxels, 25 epochs, Adam 0.01 (000, 3.4.1). The network's widths are not given there:
