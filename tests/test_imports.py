@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": _TYPES | {"explanation", "model", "networks"},
     "datasets": _TYPES | {"io", "model", "preparation"},
     "engine": _LOWER,
-    "explain": _LOWER | {"engine", "networks"},
+    "explain": _LOWER | {"engine", "networks", "losses"},
     "segment": _TYPES | {"explanation"},
     "metrics": _TYPES | {"explanation", "model", "target", "randomisation"},
     "checks": _LOWER | {"engine", "explain", "metrics"},

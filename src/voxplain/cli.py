@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from voxplain.commands import hemispheres, phantom
+from voxplain.commands import hemispheres, perturbation, phantom
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.options import Device, Memory, Out, Seed, Threads, compute_of, error_console, out_console
@@ -64,7 +64,9 @@ for _name, _kind in known_explainers().items():
     _explain.command(_name)(explain_command(_kind))
 app.command("check")(check_results)
 app.command("report")(report_results)
-_group("train", "Train a network on labels of whole inputs.").command("hemispheres")(hemispheres.train_hemispheres)
+_train = _group("train", "Train a network: a classifier on labels of whole inputs, or a fill against a classifier.")
+_train.command("hemispheres")(hemispheres.train_hemispheres)
+_train.command("perturbation")(perturbation.train_perturbation)
 _group("evaluate", "Score a model's maps against expert masks, without training.").command("hemispheres")(
     hemispheres.evaluate_hemispheres
 )

@@ -41,8 +41,8 @@ class Explanation:
 
     `map` is (K, X, Y, Z) float32, not normalised, signed where the method is signed, in `unit`; `channels` names the
     K maps: one for all sequences together, or one per sequence. Methods that score parts also give `parts` (labels
-    1..N on the same grid) and `scores` (one per part, in the same unit). `regions` says what the network judged, and
-    `provenance` replays the run.
+    1..N on the same grid) and `scores` (one per part, in the same unit; with several maps their sum). `regions` says
+    what the network judged, and `provenance` replays the run.
     """
 
     map: np.ndarray
@@ -82,16 +82,31 @@ class Explanation:
     def scaled(self) -> Explanation:
         """The same explanation scaled to 0-100 as in the relevance papers (000, 3.5); all-equal maps become zeros."""
         low, high = float(self.map.min()), float(self.map.max())
-        if self.scores is not None and len(self.scores):
+        if self.scores is not None and len(self.scores) and len(self.channels) == 1:
             low, high = min(low, float(self.scores.min())), max(high, float(self.scores.max()))
         factor = 100 / (high - low) if high > low else 0.0
-        scores = None if self.scores is None else (self.scores - low) * factor
+        # Of several maps each is shifted, so their sum is shifted that many times.
+        scores = None if self.scores is None else (self.scores - len(self.channels) * low) * factor
         return replace(self, map=(self.map - low) * factor, scores=scores, unit="0-100", signed=False)
+
+    def sequence_scores(self) -> np.ndarray:
+        """What each of the K maps holds in each part, (K, N): which sequence carries the evidence; NaN for no voxels.
+
+        Raises:
+            InputError: the method does not score parts.
+        """
+        if self.parts is None or self.scores is None:
+            raise InputError("only maps of parts (such as a relevance map) score them; this one is voxel-wise")
+        labels, first = np.unique(self.parts.data, return_index=True)
+        found = np.full((len(self.map), len(self.scores) + 1), np.nan)
+        found[:, labels] = self.map.reshape(len(self.map), -1)[:, first]
+        return found[:, 1:]
 
     def ranks(self) -> pd.DataFrame:
         """The parts as a table, most relevant first; ties by label number.
 
-        Columns: rank, label, score (in `unit`), volume_ml, x_mm, y_mm, z_mm (centre of mass), region.
+        Columns: rank, label, score (in `unit`), volume_ml, x_mm, y_mm, z_mm (centre of mass), region; and with a map
+        per sequence, what each of them adds to the score: score_flair and so on.
 
         Raises:
             InputError: the method does not score parts.
@@ -116,6 +131,9 @@ class Explanation:
                 "region": self._region_of_parts(),
             }
         )
+        if len(self.channels) > 1:
+            for channel, values in zip(self.channels, self.sequence_scores(), strict=True):
+                table[f"score_{channel}"] = values
         table = table.sort_values(["score", "label"], ascending=[False, True], ignore_index=True)
         table.insert(0, "rank", np.arange(1, len(table) + 1))
         return table

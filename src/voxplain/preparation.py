@@ -40,6 +40,31 @@ class Prepared:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Midplane:
+    """Where a head is its own mirror image: a face between voxels, counted along `axis`.
+
+    `overlap` is the Dice of the brain with its mirror image; `off_centre` how far, in mm, the plane lies from the
+    middle of the grid, 0 where it is the middle.
+    """
+
+    axis: int
+    face: int
+    overlap: float
+    off_centre: float
+
+    @property
+    def aligned(self) -> bool:
+        """Whether brain and mirror image overlap as those of a head that is aligned with the grid's axes."""
+        return self.overlap >= _ALIGNED_SYMMETRY
+
+    @property
+    def note(self) -> str:
+        """Why the plane lies there, in words."""
+        why = "the brain's plane of symmetry" if self.off_centre else "middle of the grid"
+        return f"{why} (overlap of brain and mirror image {self.overlap:.3f})"
+
+
 def prepare(scan: Scan, card: Card) -> list[Prepared]:
     """Do what the card declares: pick channels by name, reorient, resample, normalise, cut into its regions.
 
@@ -89,8 +114,8 @@ def _whole(scan: Scan, card: Card) -> Prepared:
 
 def _halves(scan: Scan, card: Card) -> list[Prepared]:
     grid = scan.grid
-    axis = grid.axis("LR")
-    face, note = _midsagittal_face(scan, axis)
+    midsagittal = _checked_midplane(scan)
+    axis, face = midsagittal.axis, midsagittal.face
     plane_world = _face_world(grid, axis, face)
     resampled, record = _on_lattice(scan, card, plane_world)
     lattice, foreground = resampled.grid, resampled.foreground()
@@ -103,7 +128,7 @@ def _halves(scan: Scan, card: Card) -> list[Prepared]:
     if card.shape is None:
         shape[across] = max(plane, lattice.shape[across] - plane)
     start = [int(np.floor(centre - size / 2 + 0.5)) for centre, size in zip(middle, shape, strict=True)]
-    record |= {"midsagittal_plane": note, "plane_mm": [round(float(x), 3) for x in plane_world]}
+    record |= {"midsagittal_plane": midsagittal.note, "plane_mm": [round(float(x), 3) for x in plane_world]}
 
     halves = []
     kept = 0
@@ -210,16 +235,19 @@ def _check_skull_stripped(scan: Scan) -> None:
         )
 
 
-def _midsagittal_face(scan: Scan, axis: int) -> tuple[int, str]:
-    """The face between voxels (0..n) along the left-right axis at which to cut, and why there.
+def midplane(foreground: np.ndarray, grid: Grid) -> Midplane:
+    """The mid-sagittal plane of a head, from the voxels (X, Y, Z) that are not background.
 
     The middle of the grid, as for heads registered to a template; when the brain's own plane of symmetry lies
     elsewhere (a scan cropped or padded on one side), that one.
     """
-    foreground = np.moveaxis(scan.foreground(), axis, 0)
-    size, spacing = foreground.shape[0], scan.grid.spacing[axis]
+    axis = grid.axis("LR")
+    foreground = np.moveaxis(foreground, axis, 0)
+    size, spacing = foreground.shape[0], grid.spacing[axis]
     # Of two faces beside the middle of an odd number of voxels, the patient's right one, however the scan is stored.
-    middle = size // 2 if scan.grid.orientation[axis] == "L" else (size + 1) // 2
+    middle = size // 2 if grid.orientation[axis] == "L" else (size + 1) // 2
+    if not foreground.any():
+        return Midplane(axis, middle, 0.0, 0.0)
     centre = _centre(foreground, 0)
     reach = math.ceil(20 / spacing)
     candidates = [face for face in range(int(centre) - reach, int(centre) + reach + 1) if 0 < face < size]
@@ -228,22 +256,32 @@ def _midsagittal_face(scan: Scan, axis: int) -> tuple[int, str]:
     coarse = foreground[:, ::step, ::step]
     symmetry = {face: _symmetry(coarse, face) for face in {*candidates, middle}}
     best: int = max(symmetry, key=lambda face: (symmetry[face], -abs(face - middle)))
-    chosen, note = middle, "middle of the grid"
-    if abs(best - middle) * spacing > _CENTRED_WITHIN_MM:
-        chosen, note = best, "the brain's plane of symmetry"
+    off = abs(best - middle) * spacing
+    chosen, off = (best, off) if off > _CENTRED_WITHIN_MM else (middle, 0.0)
+    return Midplane(axis, chosen, symmetry[chosen], off)
+
+
+def _checked_midplane(scan: Scan) -> Midplane:
+    """The plane at which the head is cut; a warning where it is not the grid's middle.
+
+    Raises:
+        InputError: the head is not aligned with the grid's axes.
+    """
+    plane = midplane(scan.foreground(), scan.grid)
+    if plane.off_centre:
         warnings.warn(
-            f"the brain's plane of symmetry lies {abs(best - middle) * spacing:.0f} mm from the middle of the grid; "
+            f"the brain's plane of symmetry lies {plane.off_centre:.0f} mm from the middle of the grid; "
             "the cut follows the brain. Check that the head is aligned and whole",
             UserWarning,
             stacklevel=4,
         )
-    if symmetry[chosen] < _ALIGNED_SYMMETRY:
+    if not plane.aligned:
         raise InputError(
             "the model cuts the head at its mid-sagittal plane; this head is not aligned with the grid's axes "
-            f"(brain and mirror image overlap by a Dice of {symmetry[chosen]:.2f}, expected at least "
+            f"(brain and mirror image overlap by a Dice of {plane.overlap:.2f}, expected at least "
             f"{_ALIGNED_SYMMETRY}): register it to a template first"
         )
-    return chosen, f"{note} (overlap of brain and mirror image {symmetry[chosen]:.3f})"
+    return plane
 
 
 def _symmetry(foreground: np.ndarray, face: int) -> float:

@@ -226,9 +226,9 @@ def _read_parts(folder: Path, name: str, values: np.ndarray) -> tuple[Labels, np
     if not np.array_equal(labels, np.arange(1, count + 1)) or not np.isfinite(scores).all():
         raise InputError(f"{name}-ranks.tsv does not give one score to each of the parts 1 to {count}")
     painted = np.concatenate([[0.0], scores])[parts.data]
-    if parts.data.shape == values.shape[1:] and len(values) == 1:
-        peak = float(np.abs(scores).max(initial=0))
-        if np.abs(painted - values[0]).max() > _SAME_SCORE * peak + 1e-12:
+    if parts.data.shape == values.shape[1:]:
+        peak = float(np.abs(values).max(initial=0))
+        if np.abs(painted - values.sum(axis=0)).max() > _SAME_SCORE * peak + 1e-12:
             raise InputError(f"the scores of {name}-ranks.tsv are not those of the map: they are of different runs")
     return parts, scores
 

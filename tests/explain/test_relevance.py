@@ -29,7 +29,7 @@ def scan() -> vx.Scan:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fill": "mean"}, "fill is one of blank, max, min"),
+        ({"fill": "mean"}, "fill is one of blank, min, max, tissue-mean"),
         ({"scope": "voxel"}, "scope one of region, sequence"),
         ({"scale": "odds"}, "scale is one of probability, logit; got 'odds'"),
         ({"mask": "head"}, "mask is one of brain, none; got 'head'"),

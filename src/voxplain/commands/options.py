@@ -12,6 +12,7 @@ from voxplain.compute import Compute
 from voxplain.datasets import brats
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
+from voxplain.explain.fills import FORMS
 from voxplain.io.sequences import patient_folder_files
 
 out_console = Console()
@@ -32,7 +33,7 @@ Count = Annotated[int, typer.Option("--n", help="patients")]
 Spacing = Annotated[float, typer.Option(help="voxel size in mm, 1 or 2")]
 Quick = Annotated[bool, typer.Option("--quick", help="smoke run: every step in seconds, figures mean nothing")]
 SequenceFile = Annotated[Path | None, typer.Option(help="file of this sequence")]
-Fill = Annotated[str, typer.Option(help="fill of the relevance map: blank, min or max")]
+Fill = Annotated[str, typer.Option(help=f"fill of the relevance map: {FORMS}")]
 
 
 def compute_of(device: str, memory: str, threads: int | None) -> Compute:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ class Probe:
         batch_size: how many inputs run at a time: as many as the first pass says fit into the memory limit; it shrinks
             when a batch does not fit into memory nevertheless.
         notices: what the user should know of how it ran.
+        facts: what provenance should say of how the input was perturbed, in plain data.
     """
 
     def __init__(self, model: Model, prepared: Prepared, target: Target, seed: int, compute: Compute) -> None:
@@ -83,6 +84,7 @@ class Probe:
         if not isinstance(model.network, torch.jit.ScriptModule):
             refuse_training(model.network)
         self.notices: list[str] = []
+        self.facts: dict[str, Any] = {}
         self.input = prepared.input.data
         self._device = compute.torch_device
         # Not inference mode: what a network keeps of a pass (grids of positions) must serve its gradients later on.

@@ -34,7 +34,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class Relevance:
     """What a method finds on one network input: map (K, X, Y, Z) there, or scores of parts, and facts worth stating.
 
-    With `parts` and `scores` the map follows from them, so `map` is left out.
+    With `parts` and `scores` the map follows from them, so `map` is left out. Scores are one per part, (N,), or one per
+    channel and part, (K, N).
     """
 
     unit: str
@@ -127,7 +128,7 @@ class Explainer(ABC):
             "seconds": round(time.perf_counter() - started, 3),
             "preparation": dict(regions[0].record),
             "warnings": said,
-            "facts": {prepared.name: dict(relevance.facts) for prepared, _, relevance in found},
+            "facts": {prepared.name: {**relevance.facts, **probe.facts} for prepared, probe, relevance in found},
             "versions": versions(),
         }
         return _assemble(scan, model, found, provenance)
@@ -156,12 +157,17 @@ def replay(
     `target` is needed where the provenance holds its fingerprint alone: regions (RegionScore).
 
     Raises:
-        InputError: model, scan or target are not those that the provenance names, the target is needed and was not
-            given, or the method is not known here.
+        InputError: model, scan, target or the fill's perturbation network are not those that the provenance names, the
+            target is needed and was not given, or the method is not known here.
     """
     check_speaks_of(provenance, model, scan)
     explainer, target = explainer_of(provenance), target_of(provenance, target)
-    return explainer(model, scan, target=target, seed=provenance["seed"], compute=compute)
+    again = explainer(model, scan, target=target, seed=provenance["seed"], compute=compute)
+    for region, facts in provenance["facts"].items():
+        named, found = (each.get("perturbation_network") for each in (facts, again.provenance["facts"].get(region, {})))
+        if named != found:
+            raise InputError(f"the provenance names the perturbation network {named}; its fill's folder holds {found}")
+    return again
 
 
 def check_speaks_of(provenance: Mapping[str, Any], model: Model, scan: Scan) -> None:
@@ -248,7 +254,8 @@ def _check(relevance: Relevance, prepared: Prepared, name: str) -> None:
     shape = prepared.input.grid.shape
     if relevance.parts is not None and relevance.scores is not None:
         values = relevance.scores
-        fits = relevance.parts.grid.shape == shape and len(values) == int(relevance.parts.data.max())
+        count = int(relevance.parts.data.max())
+        fits = relevance.parts.grid.shape == shape and np.atleast_2d(values).shape == (len(relevance.channels), count)
     else:
         assert relevance.map is not None, f"{name} returned neither a map nor parts with scores"
         values = relevance.map
@@ -277,12 +284,12 @@ def _assemble(
         regions.append(region)
         target = scan.grid.window([start for start, _ in region.box], [stop - start for start, stop in region.box])
         if relevance.parts is not None and relevance.scores is not None and parts is not None:
-            labels, values = _parts_on(relevance.parts, relevance.scores, target)
-            labels = np.where(labels > 0, labels + sum(map(len, scores)), 0)
+            labels, values = _parts_on(relevance.parts, np.atleast_2d(relevance.scores), target)
+            labels = np.where(labels > 0, labels + sum(found.shape[1] for found in scores), 0)
             parts[region.slices] = labels
             scores.append(values)
-            lookup = np.concatenate([[0.0], *scores])
-            whole[(slice(None), *region.slices)] = lookup[labels]
+            lookup = np.concatenate([np.zeros((len(values), 1)), *scores], axis=1)
+            whole[(slice(None), *region.slices)] = lookup[:, labels]
         else:
             assert relevance.map is not None
             whole[(slice(None), *region.slices)] = resample(relevance.map, prepared.input.grid, target)
@@ -294,15 +301,19 @@ def _assemble(
         unit=first.unit,
         regions=tuple(regions),
         parts=None if parts is None else Labels(parts, scan.grid),
-        scores=None if parts is None else np.concatenate(scores),
+        # What several sequences say of a part adds up, as `Explanation.total` adds up their maps.
+        scores=None if parts is None else np.concatenate(scores, axis=1).sum(axis=0),
         provenance=provenance | {"regions": [dataclasses.asdict(region) for region in regions]},
     )
 
 
 def _parts_on(parts: Labels, scores: np.ndarray, target: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Part labels on another grid, renumbered without gaps (a part may be too small for a coarser grid)."""
+    """Part labels on another grid, renumbered without gaps (a part may be too small for a coarser grid).
+
+    Scores (K, N) lose the columns of parts that are gone.
+    """
     labels = parts.on(target).data
     present = np.unique(labels[labels > 0])
-    renumbered = np.zeros(len(scores) + 1, dtype=np.int32)
+    renumbered = np.zeros(scores.shape[1] + 1, dtype=np.int32)
     renumbered[present] = np.arange(1, len(present) + 1)
-    return renumbered[labels], scores[present - 1]
+    return renumbered[labels], scores[:, present - 1]

@@ -12,13 +12,13 @@ import numpy as np
 from voxplain.engine.probe import Probe, tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Relevance
-from voxplain.explain.parts import PartsExplainer, cube_edge, fall_unit, one_of
-from voxplain.explain.perturbation import Box, Sample, announce, scored, scores_without_each_part
+from voxplain.explain.parts import PartByPartExplainer, cube_edge, fall_unit
+from voxplain.explain.perturbation import Box, Sample, announce, scored
 from voxplain.explain.refinement import refined
 
 
 @dataclass(frozen=True)
-class Occlusion(PartsExplainer):
+class Occlusion(PartByPartExplainer):
     """Occlusion: the score minus the score with a window filled, averaged over the windows that cover a voxel.
 
     Windows are cubes of an edge, `stride` apart (Zeiler 2014, section 4.2, who draws the score itself; here high is
@@ -55,8 +55,12 @@ class Occlusion(PartsExplainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("effect", self.effect, ("absolute", "signed"))
         edge = cube_edge(self.partition)
+        if self.sequences == "each" and edge is not None and self.stride != edge:
+            raise InputError(
+                "sequences=each needs windows that do not overlap: a stride equal to the edge, or partition slic; "
+                f"got stride {self.stride} for {self.partition}"
+            )
         if self.passes is not None and (self.passes < 1 or edge is None or self.stride == edge):
             raise InputError(
                 "passes must be at least 1, and spares windows that overlap (cubes:MM with a stride below the edge); "
@@ -77,11 +81,7 @@ class Occlusion(PartsExplainer):
         unit, signed = fall_unit(self.effect, self.scale), self.effect == "signed"
         clean = probe.clean_score(self.scale)
         if edge is None or self.stride == edge:
-            parts = self._parts(probe)
-            falls = clean - scores_without_each_part(probe, parts, self._fill(), self.scale)
-            scores = falls if signed else np.abs(falls)
-            facts = {"parts": len(scores), "passes": probe.forwards}
-            return Relevance(unit=unit, signed=signed, parts=parts, scores=scores, facts=facts)
+            return self._relevance_of_parts(probe)
 
         grid = probe.prepared.input.grid
         size, step = (
@@ -90,14 +90,8 @@ class Occlusion(PartsExplainer):
         )
         boxes = windows(grid.shape, size, step)
         inside = probe.prepared.foreground if self.mask == "brain" else np.ones(grid.shape, dtype=bool)
-        background = np.asarray(probe.prepared.background, dtype=np.float32)
-        fill, samples = self._fill(), []
-        of_sequence = fill(probe.input, np.ones(grid.shape, dtype=bool), background)
-        for box in boxes:
-            if inside[box].any():
-                window = probe.input[(slice(None), *box)]
-                values = fill(window, inside[box], background) if self.scope == "region" else of_sequence
-                samples.append(Sample(box, ~inside[box], values[:, :, None, None]))
+        values = self._fill()(probe)
+        samples = [Sample(box, ~inside[box], values(box, inside[box])) for box in boxes if inside[box].any()]
         samples = [sample for sample in samples if sample.changes(probe.input)]
         places = np.array([[b.start // s for b, s in zip(sample.box, step, strict=True)] for sample in samples])
         budget = len(samples) if self.passes is None else min(self.passes, len(samples))

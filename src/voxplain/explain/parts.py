@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from voxplain.engine.probe import Probe
 from voxplain.errors import InputError
-from voxplain.explain.explainer import Explainer
-from voxplain.explain.fills import Fill, fill_named
+from voxplain.explain.explainer import Explainer, Relevance
+from voxplain.explain.fills import FORMS, Fill, fill_named
+from voxplain.explain.perturbation import scores_without_each_part, scores_without_each_sequence
 from voxplain.partition import cubes, supervoxels
 from voxplain.scan import Labels
 
@@ -25,7 +26,7 @@ class PartsExplainer(Explainer):
     family: ClassVar[str] = "perturbation"
     needs: ClassVar[Literal["calls", "gradients", "layer"]] = "calls"
 
-    fill: str = field(default="blank", metadata={"help": "blank (background), min or max"})
+    fill: str = field(default="blank", metadata={"help": FORMS})
     scope: str = field(
         default="region", metadata={"help": "what min and max look at: region (paper 000) or sequence (001)"}
     )
@@ -61,6 +62,55 @@ class PartsExplainer(Explainer):
             return cubes(scan.grid, edge=edge, mask=mask)
         image = scan.data if self.channel is None else scan.channel(self.channel)[None]
         return supervoxels(image, scan.grid, segments=self.segments, compactness=self.compactness, mask=mask)
+
+
+@dataclass(frozen=True)
+class PartByPartExplainer(PartsExplainer):
+    """A method that fills one part at a time, and says how far the score moves.
+
+    With `sequences="each"` one sequence of a part is filled at a time: a map per sequence, and a part's score is the
+    sum over them.
+    """
+
+    effect: str = field(
+        default="absolute",
+        metadata={"help": "absolute: any change counts (papers); signed: positive where filling lowers the score"},
+    )
+    sequences: str = field(
+        default="joint",
+        metadata={
+            "help": "joint: a part is filled in all sequences at once (papers); each: in one at a time, a map each"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("effect", self.effect, ("absolute", "signed"))
+        one_of("sequences", self.sequences, ("joint", "each"))
+
+    def _relevance_of_parts(self, probe: Probe) -> Relevance:
+        parts, fill = self._parts(probe), self._fill()
+        names: tuple[str, ...] = ("all",)
+        if self.sequences == "joint":
+            scores = scores_without_each_part(probe, parts, fill, self.scale)
+        else:
+            scores, names = scores_without_each_sequence(probe, parts, fill, self.scale), probe.model.card.channels
+        falls = probe.clean_score(self.scale) - scores
+        signed = self.effect == "signed"
+        found = falls if signed else np.abs(falls)
+        facts: dict[str, Any] = {"parts": int(parts.data.max(initial=0)), "passes": probe.forwards}
+        if self.sequences == "each":
+            moved = np.abs(falls).sum(axis=1)
+            shares = moved / (moved.sum() or 1.0)
+            facts["share_of_sequences"] = dict(zip(names, np.round(shares, 6).tolist(), strict=True))
+        return Relevance(
+            unit=fall_unit(self.effect, self.scale),
+            signed=signed,
+            channels=names,
+            parts=parts,
+            scores=found,
+            facts=facts,
+        )
 
 
 def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:

@@ -17,10 +17,9 @@ from scipy.ndimage import find_objects
 
 from voxplain.engine.incremental import Patch
 from voxplain.engine.probe import PATCHES_AT_ONCE, Probe, tracked
-from voxplain.explain.fills import Fill
+from voxplain.explain.fills import Box, Fill
 from voxplain.scan import Labels
 
-Box = tuple[slice, slice, slice]
 WHOLE: Box = (slice(None), slice(None), slice(None))
 
 
@@ -57,6 +56,12 @@ class Sample:
             inside -= self.fill
             inside *= self.keep
             inside += self.fill
+
+    def in_one(self, sequence: int, image: np.ndarray) -> Sample:
+        """The same perturbation of the clean input (C, X, Y, Z) in one sequence alone, by its place among the C."""
+        fill = image[(slice(None), *self.box)].copy()
+        fill[sequence] = self.fill[sequence]
+        return Sample(self.box, self.keep, fill)
 
     def changes(self, image: np.ndarray) -> bool:
         """Whether a sample of boolean `keep` differs from the clean input (C, X, Y, Z)."""
@@ -104,21 +109,12 @@ def without_each_part(probe: Probe, parts: Labels, fill: Fill) -> dict[int, Samp
 
     A part that its fill does not change is left out: its score is the clean one, and costs no pass.
     """
-    image, background = probe.input, np.asarray(probe.prepared.background, dtype=np.float32)
+    values = fill(probe)
     samples: dict[int, Sample] = {}
     for label, box in enumerate(find_objects(parts.data), start=1):
-        # The box is enough for fills that look at the part; those that look at the sequence get all of it.
-        inside = parts.data == label
-        kept = ~inside[box]
-        values = fill(image, inside, background)
-        if values.shape[1] == 1:
-            values = values[:, :, None, None]
-        else:
-            patch = image[(slice(None), *box)].copy()
-            patch[:, ~kept] = values
-            values = patch
-        sample = Sample(box, kept, values)
-        if sample.changes(image):
+        inside = parts.data[box] == label
+        sample = Sample(box, ~inside, values(box, inside))
+        if sample.changes(probe.input):
             samples[label] = sample
     return samples
 
@@ -133,6 +129,26 @@ def scores_without_each_part(probe: Probe, parts: Labels, fill: Fill, scale: str
     run = scored(probe, samples.values(), scale, count=len(samples), what=f"{len(scores)} parts")
     for label, (_, score) in zip(samples, run, strict=True):
         scores[label - 1] = score
+    return scores
+
+
+def scores_without_each_sequence(probe: Probe, parts: Labels, fill: Fill, scale: str) -> np.ndarray:
+    """The target's score with each part filled in one sequence at a time, (C, N) float64.
+
+    What stays as it is keeps the clean score and costs no pass, as in `scores_without_each_part`.
+    """
+    count = int(parts.data.max(initial=0))
+    scores = np.full((len(probe.input), count), probe.clean_score(scale))
+    samples = {
+        (sequence, label - 1): alone
+        for label, sample in without_each_part(probe, parts, fill).items()
+        for sequence in range(len(probe.input))
+        if (alone := sample.in_one(sequence, probe.input)).changes(probe.input)
+    }
+    what = f"{count} parts in {len(probe.input)} sequences"
+    run = scored(probe, samples.values(), scale, count=len(samples), what=what)
+    for place, (_, score) in zip(samples, run, strict=True):
+        scores[place] = score
     return scores
 
 

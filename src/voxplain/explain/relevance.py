@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
-
-import numpy as np
 
 from voxplain.engine.probe import Probe
 from voxplain.explain.explainer import Relevance
-from voxplain.explain.parts import PartsExplainer, fall_unit, one_of
-from voxplain.explain.perturbation import scores_without_each_part
+from voxplain.explain.parts import PartByPartExplainer
 
 
 @dataclass(frozen=True)
-class RelevanceMap(PartsExplainer):
+class RelevanceMap(PartByPartExplainer):
     """Relevance of each supervoxel: |score - score with the supervoxel filled| (000, Algorithm 1).
 
     Perturbations act on the network's input, after normalisation. `effect="signed"` is ours: a part whose filling
-    raises the score speaks against the class, and stays out of a segmentation of it. The scores are not scaled to
-    0-100 as in the paper; `Explanation.scaled()` does that.
+    raises the score speaks against the class, and stays out of a segmentation of it. So is `sequences="each"`: a map
+    per sequence, which shows where the evidence lies. The scores are not scaled to 0-100 as in the paper;
+    `Explanation.scaled()` does that.
     """
 
     name: ClassVar[str] = "relevance-map"
-    cost: ClassVar[str] = "1 + one pass per supervoxel (about `segments`)"
-
-    effect: str = field(
-        default="absolute",
-        metadata={"help": "absolute: any change counts (papers); signed: positive where filling lowers the score"},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("effect", self.effect, ("absolute", "signed"))
+    cost: ClassVar[str] = "1 + one pass per supervoxel (about `segments`), or per supervoxel and sequence"
 
     def _relevance(self, probe: Probe) -> Relevance:
-        parts = self._parts(probe)
-        falls = probe.clean_score(self.scale) - scores_without_each_part(probe, parts, self._fill(), self.scale)
-        signed = self.effect == "signed"
-        return Relevance(
-            unit=fall_unit(self.effect, self.scale),
-            signed=signed,
-            parts=parts,
-            scores=falls if signed else np.abs(falls),
-            facts={"parts": len(falls), "passes": probe.forwards},
-        )
+        return self._relevance_of_parts(probe)

@@ -11,7 +11,7 @@ import numpy as np
 from voxplain.engine.probe import Probe
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer, Relevance
-from voxplain.explain.fills import fill_named
+from voxplain.explain.fills import FORMS, fill_named
 from voxplain.explain.parts import one_of
 from voxplain.explain.perturbation import WHOLE, Sample, scored
 
@@ -35,7 +35,7 @@ class RISE(Explainer):
     samples: int = field(default=2000, metadata={"help": "random masks"})
     cell: float = field(default=24.0, metadata={"help": "edge of the masks' cells in mm"})
     keep: float = field(default=0.5, metadata={"help": "probability that a cell is kept, between 0 and 1"})
-    fill: str = field(default="blank", metadata={"help": "blank (background), or the sequence's min or max"})
+    fill: str = field(default="blank", metadata={"help": f"{FORMS}; of the sequence, not of a part"})
     baseline: str = field(
         default="mean", metadata={"help": "mean: the mean score is subtracted; none: the paper's form"}
     )
@@ -57,9 +57,7 @@ class RISE(Explainer):
         grid = probe.prepared.input.grid
         # An axis of one voxel (a 2D image) has nothing to interpolate.
         cell = [max(1, round(self.cell / s)) if n > 1 else 1 for s, n in zip(grid.spacing, grid.shape, strict=True)]
-        background = np.asarray(probe.prepared.background, dtype=np.float32)
-        everywhere = np.ones(grid.shape, dtype=bool)
-        fill = fill_named(self.fill, "sequence")(probe.input, everywhere, background)[:, :, None, None]
+        fill = fill_named(self.fill, "sequence")(probe)(WHOLE, np.ones(grid.shape, dtype=bool))
         masks = soft_masks(grid.shape, cell, self.keep, self.samples, probe.rng)
         samples = (Sample(WHOLE, mask, fill) for mask in masks)
         # Sums of mask and of mask x score, in place: no mask outlives its batch. Scores are counted from the clean one,

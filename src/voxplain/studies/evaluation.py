@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -17,9 +18,12 @@ from voxplain.errors import InputError
 from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.explain.explainer import Explainer, versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
+from voxplain.io.bundle import load_model
 from voxplain.model import Model
 from voxplain.studies.cohort_page import sentences, write_cohort_page, write_picture
 from voxplain.studies.scoring import markdown, print_tables, score_case, scores, write_tables
+
+_OPTIMAL = "optimal:"
 
 
 def evaluate(
@@ -54,9 +58,11 @@ def default_explainers(
     # Supervoxels follow FLAIR, on which readers outline the whole tumour; networks without it take all sequences.
     channel = "flair" if "flair" in model.card.channels else None
     relevance = RelevanceMap(fill=fill, segments=segments, channel=channel)
+    # The folder of a perturbation network is no part of a row's name.
+    kind = "optimal" if fill.startswith(_OPTIMAL) else fill
     found: dict[str, Explainer] = {
-        f"relevance-map/{fill}": relevance,
-        f"relevance-map/{fill}-signed-logit": dataclasses.replace(relevance, effect="signed", scale="logit"),
+        f"relevance-map/{kind}": relevance,
+        f"relevance-map/{kind}-signed-logit": dataclasses.replace(relevance, effect="signed", scale="logit"),
     }
     if layers is None:
         layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
@@ -78,7 +84,13 @@ def evaluate_folds(
     total = sum(len(cases) for _, _, cases in work)
     if not total:
         raise InputError("no case with an expert mask to score; expected patient folders with a _seg or -seg file")
-    options = {name: [type(method).__name__, dataclasses.asdict(method)] for name, method in explainers.items()}
+    options: dict[str, list[Any]] = {
+        name: [type(method).__name__, dataclasses.asdict(method)] for name, method in explainers.items()
+    }
+    for given in options.values():
+        fill = str(given[1].get("fill"))
+        if fill.startswith(_OPTIMAL):  # another network in the same folder is another fill
+            given.append(load_model(fill.removeprefix(_OPTIMAL)).fingerprint)
     tables = []
     first = next(iter(explainers))
     quiet = dataclasses.replace(compute, progress=False)
