@@ -542,15 +542,15 @@ def test_networks_that_cannot_be_traced_say_which_line_stops_it(network: Callabl
 
 
 def test_the_clean_run_keeps_only_what_boxes_are_cut_out_of() -> None:
-    clean = noise(1, 2, 24, 22, 20)
-    chain = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1), *(nn.Tanh() for _ in range(12))).eval()
+    clean = noise(1, 16, 24, 22, 20)
+    chain = nn.Sequential(nn.Conv3d(16, 16, 3, padding=1), *(nn.Tanh() for _ in range(12))).eval()
     with torch.no_grad(), MemoryMeter(torch.device("cpu")) as meter:
         incremental = Incremental(chain, clean)
     weights = sum(parameter.nbytes for parameter in chain.parameters())
     # The input, which the convolution reads, and the output.
     assert incremental.kept_bytes == 2 * clean.nbytes + weights
     # Nor are there ever more than these, a layer's input and output, and copies of the input and the output.
-    assert meter.needs.single <= UNSEEN * (6 * clean.nbytes + 4 * weights)
+    assert meter.needs.each <= UNSEEN * (6 * clean.nbytes + 4 * weights)
 
 
 def test_what_would_be_kept_is_told_where_it_is_too_much() -> None:
@@ -577,11 +577,11 @@ def test_outputs_come_in_chunks_that_memory_allows() -> None:
     boxes = [box for box, _ in patches]
     incremental = Incremental(network, clean, batch_size=64)
     assert incremental.needed_bytes(boxes[:1]) >= 2 * incremental.clean_output.nbytes
-    expected = incremental.outputs(patches)
-    incremental.memory_bytes = 4 * incremental.needed_bytes(boxes)
-    chunks = list(incremental.chunks(patches))
-    assert sorted(row for rows, _ in chunks for row in rows) == list(range(9))
-    assert 1 < max(len(rows) for rows, _ in chunks) < 9
-    for rows, outputs in chunks:
-        assert outputs.shape == (len(rows), *incremental.clean_output.shape[1:])
-        assert deviation(outputs, expected[rows]) <= TOLERANCE
+    expected = in_full(network, clean, patches)
+    for memory, most in ((2**30, 9), (incremental.needed_bytes(boxes[:1]), 1)):
+        incremental.memory_bytes = memory
+        chunks = list(incremental.chunks(patches))
+        assert sorted(row for rows, _ in chunks for row in rows) == list(range(9))
+        assert max(len(rows) for rows, _ in chunks) == most
+        for rows, outputs in chunks:
+            assert deviation(outputs, expected[rows]) <= TOLERANCE

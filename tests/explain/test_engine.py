@@ -184,9 +184,18 @@ def wide_model() -> vx.Model:
     return vx.Model(wide_network(8), vx.Card(name="wide", channels=("t1",), classes=("a",)))
 
 
-def explained(said: str | None, **compute: object) -> vx.Explanation:
+def deep_model() -> vx.Model:
+    """Many layers to keep, of which a full pass has two at a time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convolutions = [torch.nn.Conv3d(1 if layer == 0 else 4, 4, 5, padding=2) for layer in range(9)]
+        network = torch.nn.Sequential(*convolutions, torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten())
+    return vx.Model(network.eval(), vx.Card(name="deep", channels=("t1",), classes=("a", "b", "c", "d")))
+
+
+def explained(said: str | None, model: vx.Model | None = None, **compute: object) -> vx.Explanation:
     """The wide scan's map, which must be that of full passes, after warnings that match."""
-    model, full = wide_model(), vx.Compute("cpu", engine="full", threads=1)
+    model, full = model or wide_model(), vx.Compute("cpu", engine="full", threads=1)
     expected = PARTS(model, wide_scan(), compute=full).map
     with pytest.warns(UserWarning, match=said) if said else nullcontext():
         found = PARTS(model, wide_scan(), compute=vx.Compute("cpu", engine="incremental", threads=1, **compute))
@@ -231,11 +240,11 @@ def test_goes_on_in_full_where_the_clean_run_runs_out_of_memory(monkeypatch):
 
 
 def test_says_how_much_memory_the_engine_needs():
-    found = explained(r"the incremental engine needs .* give --memory \S+ or more", memory="4MB")
+    found = explained(r"the incremental engine needs .* give --memory \S+ or more", deep_model(), memory="8MB")
     assert found.provenance["incremental_passes"] == 0
     (warning,) = [text for text in found.provenance["warnings"] if "--memory" in text]
     enough = warning.partition("give --memory ")[2].split()[0]
-    assert explained(None, memory=enough).provenance["incremental_passes"] == len(found.scores)
+    assert explained(None, deep_model(), memory=enough).provenance["incremental_passes"] == len(found.scores)
 
 
 @pytest.mark.parametrize("engine", ["full", "incremental"])

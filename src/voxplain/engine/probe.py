@@ -286,7 +286,7 @@ class Probe:
         with torch.no_grad():
             again = self._read(self._forward(self._tensor(self.input[None])), "logit")[0]
         self.forwards -= 1
-        if not np.isclose(again, self.logit, rtol=_ROUNDING, atol=_ROUNDING):
+        if not np.isclose(again, self.logit, rtol=_ROUNDING, atol=_ROUNDING / 10):
             raise InputError(
                 f"two passes over the same input differ ({self.logit:.6g} and {again:.6g}): the network draws on "
                 "chance; make it deterministic"
@@ -417,7 +417,7 @@ class Probe:
         costs = np.array(arithmetic) + 1  # a network without convolutions has none
         count = min(_TIMED_PATCHES, len(boxes))
         chosen = np.argsort(costs, kind="stable")[((np.arange(count) + 0.5) * len(boxes) / count).astype(int)]
-        patches = [(boxes[i], self.input[(slice(None), *(slice(*side) for side in boxes[i]))]) for i in chosen]
+        patches = [(boxes[i], self.input[(slice(None), *(slice(*side) for side in boxes[i]))].copy()) for i in chosen]
         seconds = _timed(lambda: self.scores_of_patches(patches, "logit"))
         # Not where there was no memory for them.
         return None if self.incremental is None else float(seconds * costs.mean() / costs[chosen].sum())
