@@ -29,7 +29,7 @@ def train_perturbation(
     data: Data,
     out: Out,
     preset: PresetName = "small",
-    loss: Annotated[str, typer.Option(help="reciprocal (the papers' loss), or logarithm (ours)")] = "reciprocal",
+    loss: Annotated[str, typer.Option(help="reciprocal (the papers'), logarithm or difference (ours)")] = "reciprocal",
     exclude: Annotated[
         list[str] | None, typer.Option(help="patient folder to hold out; may come several times")
     ] = None,
@@ -65,11 +65,13 @@ def train_perturbation(
             f"{line['row']} {line['metric']} {line['value']:.4g} [{line['low']:.4g}, {line['high']:.4g}] "
             f"(95 % over {line['n']} held-out patients)",
             highlight=False,
+            soft_wrap=True,
         )
     gains = table[table["metric"] == "gain_over_blank"]
     if len(gains) and not bool((gains["low"] > 0).all()):
         out_console.print(
-            "not shown to move the output further than blank does: train longer, or with --loss logarithm",
+            "not shown to move the output further than blank does: train longer, or with --loss difference",
             highlight=False,
+            soft_wrap=True,
         )
     out_console.print(f"perturbation network: {out}  (--fill optimal:{out})", highlight=False, soft_wrap=True)

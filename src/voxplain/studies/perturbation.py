@@ -160,7 +160,8 @@ def _channel(card: Card) -> str | None:
 
 def _candidates(card: Card, cases: Sequence[Case], exclude: Collection[str]) -> list[Case]:
     """Cases that may be trained on: those that the classifier was trained on, or all where it knows none of them."""
-    allowed = [case for case in cases if case.id not in exclude]
+    excluded = {case.patient for case in cases if case.id in exclude}
+    allowed = [case for case in cases if case.patient not in excluded]
     known = [case for case in allowed if case.id in card.training_ids]
     return known or allowed
 
