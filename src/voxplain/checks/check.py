@@ -74,10 +74,11 @@ def check(
     if {"model", "scan"} <= provenance.keys():
         check_speaks_of(provenance, model, scan)
     target = target_of(provenance, target) if "target" in provenance else target or ClassScore(model.card.classes[0])
+    for tested in (model,) if shuffled is None else (model, shuffled):
+        target.check(tested.card, scan.grid)
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        # What there is to say of this scan was said when it was explained.
-        warnings.simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
         regions = deletion_insertion(
             explanation, model, scan, target=target, random_orders=3 if quick else 20, seed=seed, compute=compute
         )
@@ -114,6 +115,11 @@ def check(
         if shuffled is not None and explainer is not None:
             similarity, verdict = label_randomisation(explanation, explain(shuffled, scan), scan=scan)
             lines["label randomisation"] = labels(similarity, verdict)
+    # What there is to say of this scan was said when it was explained, and each network would say it again.
+    said_before = [str(message) for message in provenance.get("warnings", [])]
+    messages = [text for text in dict.fromkeys(str(one.message) for one in caught) if text not in said_before]
+    for text in messages:
+        warnings.warn(text, UserWarning, stacklevel=2)
     for row, name in _CONTROLS.items():
         if row == "edge-detector" or "flair" in model.card.channels:
             lines[name] = against_control(row, name, regions)
@@ -124,6 +130,7 @@ def check(
         "passes": passes,
         "seconds": round(time.perf_counter() - started, 3),
         "engine": compute.engine,
+        "warnings": messages,
         "versions": versions(),
     }
     return replace(explanation, provenance=provenance | {"checks": {"lines": lines, "run": run}})
