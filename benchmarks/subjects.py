@@ -99,6 +99,17 @@ def subject(name: str, scan: vx.Scan, *, width: int = 64) -> Subject:
     return Subject(name, vx.Model(settled(builders[name](), scan), card), scan)
 
 
+def trained(data: Path | None) -> Subject:
+    """The shipped hemisphere network, and the half with the tumour of a scan of 2 mm as it reads it."""
+    model = vx.load_model("tumour-hemisphere")
+    scan = phantom.glioma(seed=1).scan if data is None else brats.cases(data.parent / "glioma_2mm")[0].scan()
+    halves = prepare(scan, model.card)
+    probes = [Probe(model, half, vx.ClassScore(model.card.classes[0]), 0, Compute(device="cpu")) for half in halves]
+    half = max(zip(probes, halves, strict=True), key=lambda pair: pair[0].logit)[1].input
+    card = vx.Card(name=model.card.name, channels=half.channels, classes=("tumour",))
+    return Subject(model.card.name, vx.Model(model.network, card), half)
+
+
 def real_scans() -> Path | None:
     """The folder of real scans at 1 mm, where there is one."""
     folder = Path(os.environ.get("VOXPLAIN_DATA", Path(__file__).parents[2] / "shared" / "data")) / "glioma_1mm"

@@ -1,4 +1,4 @@
-"""Figures as rows, written to `performance.tsv` and, drawn where they grow, to `growth.svg`."""
+"""Figures as rows, written to `performance.tsv` and `tables.md`, and drawn over sizes in `growth.svg`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,46 @@ def write(rows: list[Row], out: Path, section: str) -> None:
         new = pd.concat([before[before["section"] != section], new])
     columns = ["section", "table", "row", "metric", "kind", "value", "low", "high", "n"]
     new[columns].to_csv(file, sep="\t", index=False, float_format="%.6g")
-    lines = [
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}.",
-        "",
-    ]
-    for table, its in new.groupby("table", sort=False):
+    (out / "tables.md").write_text(f"{_machine()}\n\n{markdown(new)}")
+
+
+def markdown(figures: pd.DataFrame) -> str:
+    """Every table under its title."""
+    lines = []
+    for table, its in figures.groupby("table", sort=False):
         lines += [f"### {table}", "", "| | figure | value | n |", "|---|---|---|---|"]
         for figure in its.itertuples():
             shown = Row("", "", "", figure.value, figure.low, figure.high).text()
             lines.append(f"| {figure.row} | {figure.metric} | {shown} | {figure.n} |")
         lines.append("")
-    (out / "tables.md").write_text("\n".join(lines))
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}."
+    )
+
+
+def draw_growth(rows: list[Row], out: Path) -> None:
+    """Seconds of a full and of an incremental pass, and their ratio beside its ceiling, over sizes."""
+    # Text stays text, and the same figures give the same file.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "voxplain"})
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    panels = figure.subplots(1, 4)
+    for column, (start, label) in enumerate((("scan", "voxels along an axis"), ("parts", "supervoxels"))):
+        its = [row for row in rows if row.row.startswith(start)]
+        for panel, metrics in (
+            (panels[2 * column], ("s per full pass", "s per incremental pass")),
+            (panels[2 * column + 1], ("times faster, preparation included", "what exactness allows (times)")),
+        ):
+            for metric, style in zip(metrics, ("o-", "s--"), strict=True):
+                points = [(int(row.row.split()[1].rstrip(",")), row.value) for row in its if row.metric == metric]
+                panel.plot(*zip(*points, strict=True), style, label=metric)
+            panel.set_xlabel(label)
+            panel.set_xscale("log", base=2)
+            panel.set_ylim(bottom=0)
+            panel.legend(fontsize=6, frameon=False)
+            panel.grid(alpha=0.3)
+    figure.savefig(out / "growth.svg", metadata={"Date": None})

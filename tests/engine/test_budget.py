@@ -1,84 +1,122 @@
-"""How many inputs fit into memory at a time."""
+"""What one pass needs, measured as it runs, and how many inputs fit into memory at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import voxplain as vx
-from voxplain.engine.budget import ActivationMeter
+from voxplain.compute import size_in_words
+from voxplain.engine.budget import UNSEEN, MemoryMeter, Needs
 
-SHAPE = (1, 2, 8, 6, 4)
-VOXELS = 8 * 6 * 4
-
-
-def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv3d(2, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(5, 1)
-    )
+VOXELS = 24 * 20 * 16
+MAP = 4 * VOXELS
+CPU = torch.device("cpu")
 
 
-def measured(net: nn.Module) -> ActivationMeter:
-    with torch.inference_mode(), ActivationMeter(net) as meter:
-        net(torch.zeros(SHAPE))
-    return meter
+def needs(run: Callable[[torch.Tensor], object], channels: int = 3) -> Needs:
+    inputs = torch.zeros(1, channels, 24, 20, 16)
+    with torch.no_grad(), MemoryMeter(CPU) as meter:
+        run(inputs.clone())
+    return meter.needs
 
 
-# Convolution and ReLU give 5 maps each; pooling and flattening 5 numbers each, the last layer one.
-BYTES = 4 * (5 * VOXELS + 5 * VOXELS + 5 + 5 + 1)
-INPUT = 4 * 2 * VOXELS
+class Functional(nn.Module):
+    """Three maps at a time at most, none of them given by a module: the copy, its square, their sum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        square = x * x
+        total = torch.relu(x + square)
+        del square
+        return total.mean((2, 3, 4))
 
 
-def test_adds_up_what_every_layer_gives() -> None:
-    assert measured(network()).bytes == BYTES
+def test_follows_tensors_of_functions_until_they_go() -> None:
+    found = needs(Functional())
+    # Copy, square, sum, and the sum's rectified copy; 3 channels each.
+    assert found.single == pytest.approx(UNSEEN * 4 * 3 * MAP, rel=0.01)
+    assert found.each == found.single
+    assert found.once == 0
 
 
-def test_leaves_no_hook_even_after_an_exception() -> None:
-    net = network()
-    with pytest.raises(RuntimeError), ActivationMeter(net):
-        net(torch.zeros(1, 3, 4, 4, 4))
-    assert not any(module._forward_hooks for module in net.modules())
+def test_sees_into_torchscript() -> None:
+    assert needs(torch.jit.script(Functional())).single == pytest.approx(needs(Functional()).single, rel=0.35)
 
 
+def test_what_goes_at_once_is_not_added_up() -> None:
+    def chain(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(50):
+            x = x + 1
+        return x
+
+    # The one before and the one made.
+    assert needs(chain).single == pytest.approx(UNSEEN * 2 * 3 * MAP, rel=0.01)
+
+
+def test_weights_were_there_before_but_convolutions_make_copies_of_them() -> None:
+    layer = nn.Conv3d(3, 32, 5, padding=2)
+    found = needs(layer)
+    assert found.once == pytest.approx(UNSEEN * 2 * layer.weight.nbytes, rel=0.01)
+    assert found.single >= UNSEEN * (3 + 32) * MAP
+
+
+def test_a_small_single_input_makes_a_matrix_of_windows() -> None:
+    found = needs(lambda x: F.conv3d(x, torch.ones(2, 3, 3, 3, 3), padding=1))
+    assert found.single >= UNSEEN * 27 * 3 * MAP > found.each
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(1, 1), (1099, 1), (1100, 1), (2100, 2), (7100, 7), (10**6, 16)])
+def test_batch_size_follows_from_the_memory(memory: int, expected: int) -> None:
+    measured = Needs(single=1050, each=1000, once=100)
+    assert measured.batch_size(memory, vx.Compute("cpu")) == expected
+    assert measured.batch_size(memory, vx.Compute("cpu", batch_size=40)) == 40
+
+
+@pytest.mark.parametrize("size", [1, 999, 1024, 5 * 2**20, 1300 * 2**20, 2**31, 9 * 2**40])
+def test_sizes_are_said_as_options_take_them(size: int) -> None:
+    again = vx.Compute(memory=size_in_words(size)).memory_bytes
+    assert size <= again <= 1.1 * size + 1
+
+
+def test_an_input_beyond_the_limit_runs_alone_and_is_told() -> None:
+    scan = vx.Scan(np.ones((1, 24, 20, 16)), vx.Grid((24, 20, 16), np.eye(4)), ("a",))
+    model = vx.Model(Functional(), vx.Card(name="net", channels=("a",), classes=("c",)))
+    with pytest.warns(UserWarning, match=r"one input takes about \d+KB, more than the limit of 1KB"):
+        vx.RelevanceMap(partition="cubes:8", mask="none")(model, scan, compute=vx.Compute("cpu", memory="1KB"))
+
+
+# Peak memory of real runs, each in a process of its own.
+
+RUN = Path(__file__).with_name("run_within_memory.py")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory as Linux tells it")
 @pytest.mark.parametrize(
-    ("memory", "expected"),
+    ("network", "method", "engine", "limits"),
     [
-        (INPUT + BYTES - 1, 1),
-        (INPUT + BYTES, 1),
-        (2 * (INPUT + BYTES) - 1, 1),
-        (2 * (INPUT + BYTES), 2),
-        (7 * (INPUT + BYTES), 7),
-        (1, 1),
-        (1000 * (INPUT + BYTES), 16),
+        ("resnet", "relevance-map", "full", ("100MB", "400MB")),
+        ("resnet", "relevance-map", "incremental", ("75MB", "400MB")),
+        ("unet", "rise", "full", ("50MB", "200MB")),
     ],
 )
-def test_batch_size_follows_from_the_memory(memory: int, expected: int) -> None:
-    meter = measured(network())
-    assert meter.batch_size(torch.zeros(SHAPE), vx.Compute("cpu", memory=str(memory))) == expected
-
-
-def test_a_given_batch_size_is_kept() -> None:
-    meter = measured(network())
-    assert meter.batch_size(torch.zeros(SHAPE), vx.Compute("cpu", memory="1", batch_size=40)) == 40
-
-
-def test_torchscript_is_estimated_from_its_input() -> None:
-    scripted = torch.jit.script(network().eval())
-    with torch.inference_mode(), ActivationMeter(scripted) as meter:
-        scripted(torch.zeros(SHAPE))
-    assert meter.bytes == 0
-    for count in (1, 3, 9):
-        compute = vx.Compute("cpu", memory=str(count * 101 * INPUT))
-        assert meter.batch_size(torch.zeros(SHAPE), compute) == count
-
-
-def test_batches_of_an_explanation_keep_within_the_memory() -> None:
-    net = network().eval()
-    sizes: list[int] = []
-    net.register_forward_hook(lambda module, given, output: sizes.append(len(output)))
-    scan = vx.Scan(np.random.default_rng(0).uniform(1, 2, SHAPE[1:]), vx.Grid(SHAPE[2:], np.eye(4)), ("a", "b"))
-    card = vx.Card(name="net", channels=("a", "b"), classes=("c",))
-    explain = vx.RelevanceMap(partition="cubes:2")
-    explain(vx.Model(net, card), scan, compute=vx.Compute("cpu", memory=str(5 * (INPUT + BYTES))))
-    # 4 x 3 x 2 cubes after the clean input.
-    assert sizes == [1, 5, 5, 5, 5, 4]
+def test_the_limit_is_kept_and_used(network: str, method: str, engine: str, limits: tuple[str, str]) -> None:
+    batches = []
+    for limit in limits:
+        done = subprocess.run(
+            [sys.executable, str(RUN), network, method, engine, limit],
+            capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["notices"] == []
+        assert 0 < found["used"] <= vx.Compute(memory=limit).memory_bytes
+        batches.append(found["at_a_time"])
+    assert batches[0] < batches[1]

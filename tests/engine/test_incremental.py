@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from voxplain.engine.incremental import Incremental
+from voxplain.engine.budget import UNSEEN, MemoryMeter
+from voxplain.engine.incremental import Incremental, KeepsTooMuchError
 from voxplain.engine.tracing import UntraceableError
 from voxplain.errors import InputError
 from voxplain.networks.resnet import resnet
@@ -535,3 +536,52 @@ class Branches(nn.Module):
 def test_networks_that_cannot_be_traced_say_which_line_stops_it(network: Callable[[], nn.Module], line: str) -> None:
     with pytest.raises(UntraceableError, match=line):
         Incremental(network().eval(), noise(1, 2, 32, 32, 32))
+
+
+# What is kept, and what perturbed inputs need besides.
+
+
+def test_the_clean_run_keeps_only_what_boxes_are_cut_out_of() -> None:
+    clean = noise(1, 2, 24, 22, 20)
+    chain = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1), *(nn.Tanh() for _ in range(12))).eval()
+    with torch.no_grad(), MemoryMeter(torch.device("cpu")) as meter:
+        incremental = Incremental(chain, clean)
+    weights = sum(parameter.nbytes for parameter in chain.parameters())
+    # The input, which the convolution reads, and the output.
+    assert incremental.kept_bytes == 2 * clean.nbytes + weights
+    # Nor are there ever more than these, a layer's input and output, and copies of the input and the output.
+    assert meter.needs.single <= UNSEEN * (6 * clean.nbytes + 4 * weights)
+
+
+def test_what_would_be_kept_is_told_where_it_is_too_much() -> None:
+    network, clean, incremental = case("resnet10")
+    with pytest.raises(KeepsTooMuchError, match="the clean activations take") as caught:
+        Incremental(network, clean, most_kept_bytes=incremental.kept_bytes // 2)
+    assert incremental.kept_bytes <= caught.value.kept_bytes <= 1.1 * incremental.kept_bytes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_perturbed_input_needs_no_more_than_is_said(name: str) -> None:
+    _, clean, incremental = case(name)
+    for edge in (3, 9):
+        boxes = [[(2, 2 + edge)] * (clean.ndim - 2)]
+        patches = patches_for(clean, boxes)
+        with MemoryMeter(torch.device("cpu")) as meter:
+            incremental.follow(patches)
+        assert meter.needs.single <= incremental.needed_bytes(boxes)
+
+
+def test_outputs_come_in_chunks_that_memory_allows() -> None:
+    network, clean, _ = case("unet")
+    patches = patches_for(clean, [[(i, i + 4)] * 3 for i in range(9)])
+    boxes = [box for box, _ in patches]
+    incremental = Incremental(network, clean, batch_size=64)
+    assert incremental.needed_bytes(boxes[:1]) >= 2 * incremental.clean_output.nbytes
+    expected = incremental.outputs(patches)
+    incremental.memory_bytes = 4 * incremental.needed_bytes(boxes)
+    chunks = list(incremental.chunks(patches))
+    assert sorted(row for rows, _ in chunks for row in rows) == list(range(9))
+    assert 1 < max(len(rows) for rows, _ in chunks) < 9
+    for rows, outputs in chunks:
+        assert outputs.shape == (len(rows), *incremental.clean_output.shape[1:])
+        assert deviation(outputs, expected[rows]) <= TOLERANCE

@@ -50,9 +50,9 @@ def test_goes_on_with_smaller_batches_and_says_so(explain: vx.Explainer, words: 
     with pytest.warns(UserWarning, match="whole: out of memory") as said:
         why = explain(vx.Model(network, CARD), scan(), compute=vx.Compute("cpu", batch_size=8))
     np.testing.assert_allclose(why.map, plenty.map, rtol=0, atol=1e-5 * np.abs(plenty.map).max())
-    # The clean input, then 8, 4 of them, 2 of these; and 2 from then on.
-    assert network.sizes[:4] == [1, 8, 4, 2]
-    assert max(network.sizes[4:]) == 2
+    # The clean input twice, then 8, 4 of them, 2 of these; and 2 from then on.
+    assert network.sizes[:5] == [1, 1, 8, 4, 2]
+    assert max(network.sizes[5:]) == 2
     notices = [f"whole: out of memory with {size} inputs at a time; went on with {size // 2}" for size in (8, 4)]
     assert [str(warning.message) for warning in said] == notices
     # Passes that did not fit are no passes.
@@ -69,7 +69,7 @@ def test_other_errors_of_the_network_are_not_tried_again() -> None:
     network = Greedy(1, "size mismatch")
     with pytest.raises(vx.InputError, match="the network refuses inputs"):
         vx.RISE(cell=2.0, samples=9)(vx.Model(network, CARD), scan(), compute=vx.Compute("cpu", batch_size=4))
-    assert network.sizes == [1, 4]
+    assert network.sizes == [1, 1, 4]
 
 
 @pytest.mark.parametrize("explain", METHODS[1:], ids=lambda method: method.name)

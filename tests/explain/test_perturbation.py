@@ -29,7 +29,7 @@ class Recorder(nn.Module):
 
 
 def probe(data: np.ndarray, **compute: object) -> tuple[Probe, Recorder]:
-    network = Recorder()
+    network = Recorder().eval()
     model = vx.Model(network, CARD)
     (prepared,) = prepare(vx.Scan(data, GRID, ("a", "b")), CARD)
     return Probe(model, prepared, vx.ClassScore("c"), 0, vx.Compute("cpu", **compute)), network
@@ -51,7 +51,7 @@ def test_scores_in_the_order_of_the_labels(batch_size: int) -> None:
     expected = [data.sum() - data[:, parts.data == label].sum() for label in range(1, 6)]
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert [len(batch) for batch in network.batches[1:]] == [min(batch_size, 5 - i) for i in range(0, 5, batch_size)]
+    assert [len(batch) for batch in network.batches[2:]] == [min(batch_size, 5 - i) for i in range(0, 5, batch_size)]
 
 
 def test_only_the_part_changes_in_all_channels_at_once() -> None:
@@ -59,7 +59,7 @@ def test_only_the_part_changes_in_all_channels_at_once() -> None:
     at_work, network = probe(data, batch_size=2)
     parts = stripes()
     scores_without_each_part(at_work, parts, region_minimum, "logit")
-    for label, image in enumerate(np.concatenate(network.batches[1:]), start=1):
+    for label, image in enumerate(np.concatenate(network.batches[2:]), start=1):
         inside = parts.data == label
         np.testing.assert_array_equal(image[:, ~inside], data[:, ~inside])
         for channel in range(2):
@@ -73,7 +73,7 @@ def test_parts_may_interlock() -> None:
     board = np.indices(SHAPE).sum(axis=0) % 2 + 1
     at_work, network = probe(data)
     scores_without_each_part(at_work, vx.Labels(board, GRID), blank, "logit")
-    for label, image in enumerate(np.concatenate(network.batches[1:]), start=1):
+    for label, image in enumerate(np.concatenate(network.batches[2:]), start=1):
         np.testing.assert_array_equal(image, np.where(board == label, 0, data))
 
 
@@ -84,7 +84,7 @@ def test_a_part_that_does_not_change_keeps_the_clean_score_and_costs_nothing() -
     found = scores_without_each_part(at_work, stripes(), blank, "logit")
     assert [found[label - 1] == at_work.logit for label in range(1, 6)] == [False, True, True, False, False]
     assert at_work.forwards == 1 + 3
-    assert sum(map(len, network.batches)) == 4
+    assert sum(map(len, network.batches)) == 5
 
 
 def test_a_part_that_changes_in_one_channel_only_is_run() -> None:

@@ -179,7 +179,8 @@ def test_a_budget_for_all_windows_gives_the_whole_map_and_less_comes_close() -> 
     for share in (0.2, 0.5, 0.8):
         passes = int(share * facts["windows_that_change"])
         fewer = dataclasses.replace(explain, passes=passes)(one, image, compute=CPU)
-        assert fewer.provenance["passes"]["forward"] == passes + 1
+        # Besides the clean input, one pass for the gradient that guides the choice of windows.
+        assert fewer.provenance["passes"]["forward"] == passes + 2
         assert fewer.provenance["facts"]["whole"]["windows_covered"] == passes
         errors.append(float(np.sqrt(np.mean((fewer.map - full.map) ** 2)) / np.abs(full.map).max()))
     assert errors == sorted(errors, reverse=True)

@@ -282,7 +282,7 @@ class TestTrap9ZeroIsNotAbsent:
         assert expected[0] == 0
         assert expected[1] > 0.3
         network, parts = self.explained("min-max")
-        clean, *perturbed = network.seen
+        clean, _again, *perturbed = network.seen
         np.testing.assert_allclose(
             clean, (raw - low[:, None, None, None]) / (high - low)[:, None, None, None], rtol=1e-5
         )
@@ -295,7 +295,7 @@ class TestTrap9ZeroIsNotAbsent:
     def test_z_score_background(self) -> None:
         raw = self.scan().data
         network, parts = self.explained("z-score")
-        clean, *perturbed = network.seen
+        clean, _again, *perturbed = network.seen
         tissue = raw[:, 2:6, 2:6, 2:6].reshape(2, -1)
         scored = (raw - tissue.mean(axis=1)[:, None, None, None]) / tissue.std(axis=1)[:, None, None, None]
         np.testing.assert_allclose(clean[:, 2:6, 2:6, 2:6], scored[:, 2:6, 2:6, 2:6], rtol=1e-4, atol=1e-5)
@@ -308,7 +308,7 @@ class TestTrap9ZeroIsNotAbsent:
     def test_nothing_but_the_part_changes(self, normalisation: str, fill: str) -> None:
         """The normalisation is not computed again from what is left after a part is gone."""
         network, parts = self.explained(normalisation, fill)
-        clean, *perturbed = network.seen
+        clean, _again, *perturbed = network.seen
         assert len(perturbed) == parts.max()
         for label, image in enumerate(perturbed, start=1):
             np.testing.assert_array_equal(image[:, parts != label], clean[:, parts != label])

@@ -54,7 +54,7 @@ def check(
         shuffled: the same architecture trained on shuffled labels; without it label randomisation is not tested.
         quick: a smoke run: few random orders, one random network; its outcomes mean nothing.
         seed: of random orders and random networks.
-        compute: how to run; by default with the incremental engine where it can.
+        compute: how to run.
 
     Returns:
         The same explanation; its provenance has `checks` in addition: `lines`, by the name of a check its `verdict`
@@ -63,7 +63,7 @@ def check(
     Raises:
         InputError: map, model, scan and target do not belong together, or the map is not finite.
     """
-    compute = compute or Compute(engine="incremental")
+    compute = compute or Compute()
     provenance = explanation.provenance
     if difference := scan.grid.difference(explanation.grid):
         raise InputError(f"the map lies on another grid than the scan: {difference}; give the scan that was explained")

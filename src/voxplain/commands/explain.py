@@ -67,8 +67,12 @@ def explain_command(kind: type[Explainer]) -> Callable[..., None]:
         option("card", Path | None, None, help="model card (JSON) for TorchScript files and Python factories"),
         option("seed", int, 0, help="seed of everything random"),
         option("device", str, "auto", help="auto, cpu, cuda or cuda:N"),
-        option("memory", str, "2GB", help="limit for one batch of inputs and activations, such as 4GB"),
-        option("engine", str, "full", help="full, or incremental: only what a perturbation can change runs again"),
+        option(
+            "memory", str, "2GB", help="limit for perturbed inputs, activations and what the engine keeps, such as 4GB"
+        ),
+        option(
+            "engine", str, "auto", help="incremental: only what a perturbation can change runs again; full; or auto"
+        ),
         option("dtype", str, "float32", help="float32, or bfloat16: faster on some devices, two to three digits"),
         option("batch_size", int | None, None, help="inputs at a time; follows from --memory by default"),
         option("threads", int | None, None, help="CPU threads"),

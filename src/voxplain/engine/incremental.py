@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from voxplain.compute import size_in_words
 from voxplain.engine.boxes import Boxes, Ranges, cover, gather, paste
-from voxplain.engine.clean_run import CleanRun, extent_of
+from voxplain.engine.clean_run import CleanRun, asks_for_shape, extent_of
 from voxplain.engine.rules import Held
 from voxplain.engine.tracing import layer_name
 from voxplain.errors import InputError
@@ -26,11 +27,22 @@ Patch = tuple[Box, torch.Tensor | np.ndarray]
 # Layers work on so many output voxels at a time (over the inputs of a batch) before a larger batch gains nothing; in a
 # larger batch more boxes are padded to the largest.
 _VOXELS_AT_ONCE = 1024
-_SHAPE_QUERIES = {"size", "dim", "ndimension", "numel"}
+# What keeping the books of one layer for one input costs, 0.1 ms, as multiply-accumulates of a core.
+_BOOKKEEPING = 6e6
 # Reading a map off in one go is how a network ends; it costs next to nothing and is not worth telling.
 _ENDS = {"flatten", "view", "reshape", "mean", "amax", "sum", torch.flatten, torch.mean, torch.amax, torch.reshape}
 _END_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Flatten)
 _END_FUNCTIONS = {F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool2d, F.adaptive_max_pool3d}
+
+
+class KeepsTooMuchError(InputError):
+    """The clean activations do not fit into memory. `kept_bytes` is what they would take."""
+
+    def __init__(self, kept_bytes: int) -> None:
+        super().__init__(
+            f"the clean activations take {size_in_words(kept_bytes)}; allow more memory, or use full passes"
+        )
+        self.kept_bytes = kept_bytes
 
 
 @dataclass(frozen=True)
@@ -66,10 +78,15 @@ class Incremental:
     Args:
         network: in eval mode; input (N, C, X, Y, Z) or (N, C, X, Y), output one tensor (N, ...).
         clean_input: float32 (1, C, X, Y, Z) or (1, C, X, Y), on the network's device.
+        expected: the network's output on the clean input, where that is known; it must come out again.
         batch_size: at most so many perturbed inputs are followed at a time.
-        memory_bytes: about what their activations may take together, kept clean ones not counted.
+        memory_bytes: what their activations may take together, kept clean ones not counted; one input runs even where
+            it needs more.
+        most_kept_bytes: what may be kept; any amount by default.
 
     Attributes:
+        batch_size, memory_bytes: as given; both may be changed between calls.
+        kept_bytes: what the copied network and the clean activations take as long as this object lives.
         clean_output: the network's output on the clean input, (1, ...).
         finished_in_full_from: names of the layers from which perturbed inputs ran in full so far, because the layer
             looks at everything or the boxes had reached (almost) everything there. Pooling or flattening at a
@@ -77,11 +94,19 @@ class Incremental:
 
     Raises:
         InputError: training mode, chance, an input or output of another kind.
+        KeepsTooMuchError: more than `most_kept_bytes` would be kept.
         UntraceableError: torch.fx cannot trace the network; the message names the line.
     """
 
     def __init__(
-        self, network: nn.Module, clean_input: torch.Tensor, *, batch_size: int = 16, memory_bytes: int = 2**30
+        self,
+        network: nn.Module,
+        clean_input: torch.Tensor,
+        *,
+        expected: torch.Tensor | None = None,
+        batch_size: int = 16,
+        memory_bytes: int = 2**30,
+        most_kept_bytes: float = math.inf,
     ) -> None:
         if clean_input.ndim not in (4, 5) or len(clean_input) != 1 or clean_input.dtype != torch.float32:
             raise InputError(
@@ -90,8 +115,11 @@ class Incremental:
             )
         if batch_size < 1:
             raise InputError(f"batch_size is at least 1; got {batch_size}")
-        self._batch_size, self._memory_bytes = batch_size, memory_bytes
-        self._run = CleanRun(network, clean_input)
+        self.batch_size, self.memory_bytes = batch_size, memory_bytes
+        self._run = CleanRun(network, clean_input, expected, most_kept_bytes)
+        self.kept_bytes = self._run.kept_bytes
+        if not self._run.complete:
+            raise KeepsTooMuchError(self.kept_bytes)
         self.clean_output = self._run.output
         self._finished: dict[str, None] = {}
 
@@ -109,27 +137,63 @@ class Incremental:
         Raises:
             InputError: a box outside of the input, or contents of another shape.
         """
-        clean = self._run.values[self._run.first]
-        pieces = [self._checked(box, values) for box, values in patches]
-        outputs = torch.empty((len(pieces), *self.clean_output.shape[1:]), device=clean.device)
-        sides = np.array([box for box, _ in patches], dtype=np.int64).reshape(len(pieces), clean.ndim - 2, 2)
-        low, high = sides[..., 0], sides[..., 1]
-        with torch.inference_mode():
-            for rows in self._chunks(low, high):
-                outputs[rows] = self._follow(low[rows], high[rows], [pieces[row] for row in rows])
+        outputs = torch.empty((len(patches), *self.clean_output.shape[1:]), device=self.clean_output.device)
+        for rows, found in self.chunks(patches):
+            outputs[rows] = found
         return outputs
+
+    def chunks(self, patches: Sequence[Patch]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """As `outputs`, by and by: which of the inputs were followed together, and their outputs (n, ...).
+
+        No more outputs exist at a time than one chunk's, as long as they are dropped before the next is asked for.
+        """
+        for box, values in patches:
+            self._check(box, values)
+        for rows in self.together([box for box, _ in patches]):
+            yield rows, self.follow([patches[row] for row in rows])
+
+    def together(self, boxes: Sequence[Box]) -> list[list[int]]:
+        """Which inputs to follow together: boxes of like size, as many as `batch_size` and memory allow."""
+        low, high = self._sides(boxes)
+        return self._chunks(low, high)
+
+    def follow(self, patches: Sequence[Patch]) -> torch.Tensor:
+        """As `outputs`, of at least one input, all followed together."""
+        clean = self._run.values[self._run.first]
+        for box, values in patches:
+            self._check(box, values)
+        low, high = self._sides([box for box, _ in patches])
+        pieces = [torch.as_tensor(values, dtype=clean.dtype, device=clean.device) for _, values in patches]
+        with torch.inference_mode():
+            outputs = self._follow(low, high, pieces)
+        return outputs
+
+    def pays(self, boxes: Sequence[Box]) -> bool:
+        """Whether following inputs perturbed in these boxes is clearly less work than full passes."""
+        counted = self.arithmetic(boxes)
+        bookkeeping = _BOOKKEEPING * len(self._run.inputs)
+        return float(np.mean(counted.inside)) + bookkeeping < counted.full
+
+    def needed_bytes(self, boxes: Sequence[Box]) -> int:
+        """What one input takes at most that is perturbed in any of these boxes, kept activations not counted."""
+        return math.ceil(sum(self._run.peak_bytes(self._run.ranges(*self._sides(boxes)))))
+
+    def _sides(self, boxes: Sequence[Box]) -> Ranges:
+        """First voxels, and those one past the last, (N, D) each."""
+        axes = self._run.values[self._run.first].ndim - 2
+        sides = np.array(boxes, dtype=np.int64).reshape(len(boxes), axes, 2)
+        return sides[..., 0], sides[..., 1]
 
     def arithmetic(self, boxes: Sequence[Box]) -> Arithmetic:
         """Count what perturbing each of these boxes costs alone, and a full pass: the ceiling of the speed-up."""
-        run, sides = self._run, np.array(boxes, dtype=np.int64)
-        ranges = run.ranges(sides[..., 0], sides[..., 1])
-        inside = (
-            sum(macs * run.share(ranges[node], node, row) for node, macs in run.arithmetic.items())
-            for row in range(len(boxes))
-        )
-        return Arithmetic(sum(run.arithmetic.values()), tuple(inside))
+        run = self._run
+        ranges = run.ranges(*self._sides(boxes))
+        inside = np.zeros(len(boxes))
+        for node, macs in run.arithmetic.items():
+            inside += macs * run.shares(ranges[node], node)
+        return Arithmetic(sum(run.arithmetic.values()), tuple(inside.tolist()))
 
-    def _checked(self, box: Box, values: torch.Tensor | np.ndarray) -> torch.Tensor:
+    def _check(self, box: Box, values: torch.Tensor | np.ndarray) -> None:
         clean = self._run.values[self._run.first]
         shape = (clean.shape[1], *(stop - start for start, stop in box))
         inside = len(box) == clean.ndim - 2 and all(
@@ -140,25 +204,33 @@ class Incremental:
                 f"expected a box (start, stop per axis) within {tuple(clean.shape[2:])} and contents {shape}; "
                 f"got {[tuple(side) for side in box]} and {tuple(values.shape)}"
             )
-        return torch.as_tensor(values, dtype=clean.dtype, device=clean.device)
 
     def _chunks(self, low: np.ndarray, high: np.ndarray) -> list[list[int]]:
         """Inputs to follow together: boxes of like size, as many as memory allows."""
-        remaining, chunks = list(np.argsort(-np.prod(high - low, axis=1), kind="stable")), []
+        order = np.argsort(-np.prod(high - low, axis=1), kind="stable").tolist()
+        rank = {row: position for position, row in enumerate(order)}
+        remaining, chunks = order, []
         # Boxes grow on the way; 16 voxels stand for that when sizes are compared.
         sizes = (high - low).astype(np.float64) + 16
         while remaining:
-            chunk = [int(remaining.pop(0))]
+            chunk = [remaining.pop(0)]
             largest = sizes[chunk[0]]
-            ranges = self._run.ranges(low[chunk], high[chunk])
-            most = max(1, min(self._batch_size, int(self._memory_bytes // self._run.peak_bytes(ranges))))
+            most = self._most(low[chunk], high[chunk])
             while remaining and len(chunk) < most:
                 grown = np.maximum(sizes[remaining], largest)
                 best = int(np.argmin(grown.prod(axis=1) - sizes[remaining].prod(axis=1) / 2))
-                chunk.append(int(remaining.pop(best)))
+                chunk.append(remaining.pop(best))
                 largest = grown[best]
-            chunks.append(chunk)
+            # All boxes of a chunk become as large as the largest along each axis.
+            most = self._most(low[chunk], high[chunk])
+            remaining = sorted([*remaining, *chunk[most:]], key=rank.__getitem__)
+            chunks.append(chunk[:most])
         return chunks
+
+    def _most(self, low: np.ndarray, high: np.ndarray) -> int:
+        """How many inputs with boxes as large as these fit together; at least one."""
+        each, once = self._run.peak_bytes(self._run.ranges(low, high))
+        return int(max(1, min(self.batch_size, (self.memory_bytes - once) // each)))
 
     def _follow(self, low: np.ndarray, high: np.ndarray, pieces: list[torch.Tensor]) -> torch.Tensor:
         ranges = self._run.ranges(low, high)
@@ -168,7 +240,8 @@ class Incremental:
             for batch in batches:
                 for node in segment:
                     self._step(node, batch, ranges)
-        outputs = torch.cat([self._whole(self._run.last, batch) for batch in batches])
+        wholes = [self._whole(self._run.last, batches.pop(0)) for _ in range(len(batches))]
+        outputs = wholes[0] if len(wholes) == 1 else torch.cat(wholes)
         if outputs.shape != (len(pieces), *self.clean_output.shape[1:]):
             raise InputError(
                 f"expected outputs of shape {(len(pieces), *self.clean_output.shape[1:])}, got {tuple(outputs.shape)}: "
@@ -190,8 +263,8 @@ class Incremental:
         voxels = 1.0
         for node in segment:
             if extent_of(self._run.values[node]):
-                shares = [self._run.share(ranges[node], node, row) for row in range(count)]
-                voxels = max(voxels, float(np.mean(shares)) * math.prod(extent_of(self._run.values[node])))
+                share = float(np.mean(self._run.shares(ranges[node], node)))
+                voxels = max(voxels, share * math.prod(extent_of(self._run.values[node])))
         return max(1, min(count, math.ceil(_VOXELS_AT_ONCE / voxels)))
 
     def _regroup(self, batches: list[_Batch], together: int, ranges: dict[fx.Node, Ranges | None]) -> list[_Batch]:
@@ -245,7 +318,7 @@ class Incremental:
 
     def _in_full(self, node: fx.Node, batch: _Batch) -> Any:
         values = dict(self._run.values)
-        if _asks_for_shape(node):
+        if asks_for_shape(node):
             count = batch.last - batch.first
             for source in self._run.inputs[node]:
                 value = batch.values[source]
@@ -270,9 +343,3 @@ class Incremental:
         if isinstance(value.values, torch.Tensor):
             return paste(self._run.values[node], value.values, value.boxes)
         return tuple(paste(c, v, value.boxes) for c, v in zip(self._run.values[node], value.values, strict=True))
-
-
-def _asks_for_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _SHAPE_QUERIES
-    return node.target is getattr and node.args[1] in ("shape", "device", "dtype", "ndim")

@@ -123,6 +123,7 @@ class Explainer(ABC):
                 "forward": sum(probe.forwards for _, probe, _ in found),
                 "backward": sum(probe.backwards for _, probe, _ in found),
             },
+            "incremental_passes": sum(probe.followed for _, probe, _ in found),
             "seconds": round(time.perf_counter() - started, 3),
             "preparation": dict(regions[0].record),
             "warnings": said,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import product
 from typing import ClassVar
 
 import numpy as np
 
-from voxplain.engine.probe import Probe
+from voxplain.engine.probe import Probe, tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Relevance
 from voxplain.explain.parts import PartsExplainer, cube_edge, fall_unit, one_of
-from voxplain.explain.perturbation import Box, Sample, scored, scores_without_each_part
+from voxplain.explain.perturbation import Box, Sample, announce, scored, scores_without_each_part
 from voxplain.explain.refinement import refined
 
 
@@ -24,11 +25,13 @@ class Occlusion(PartsExplainer):
     important). Cubes that do not overlap, and supervoxels (`partition="slic"`), are parts with a score each. Positive
     where covering lowers the score.
 
-    With `passes`, windows are covered from coarse to fine: first on a lattice, then where the score moves most; the
-    falls of the others are interpolated. Measured against all windows on the two halves of a glioma scan (2,197 and
-    2,152 windows of 16 mm, 8 mm apart, shipped model): 430 passes give Spearman correlations of 0.91 and 0.93 and a
-    root mean square error of 7 % and 4 % of the map's peak; 700 passes 0.93 and 0.95, 6 % and 3 %.
-    `interpolation_error` in the provenance says what the interpolation missed where it was put to the test.
+    With `passes`, windows are covered from coarse to fine: first on a lattice, then where the score moves otherwise
+    than expected. The falls of the others are what the gradient at the clean input says, scaled to the falls that are
+    known, and a smooth function through what that misses. Against all windows on the six halves of three glioma scans
+    (1,950 to 2,455 windows of 16 mm, 8 mm apart, shipped model), inside of the brain, 15 % of the passes give a mean
+    Spearman correlation of 0.95 (lowest 0.93), 20 % 0.96 (0.94), 30 % 0.97 (0.96). Without gradients 30 % give 0.92
+    (0.89); on a ResNet-50 with random weights, whose gradients say nothing of windows, 0.78. `interpolation_error` in
+    the provenance says what the estimates missed where they were put to the test.
     """
 
     name: ClassVar[str] = "occlusion"
@@ -96,15 +99,19 @@ class Occlusion(PartsExplainer):
                 values = fill(window, inside[box], background) if self.scope == "region" else of_sequence
                 samples.append(Sample(box, ~inside[box], values[:, :, None, None]))
         samples = [sample for sample in samples if sample.changes(probe.input)]
-        what = f"{len(boxes)} windows"
-
-        def falls_of(chosen: np.ndarray) -> np.ndarray:
-            some = [samples[index] for index in chosen]
-            return clean - np.array([score for _, score in scored(probe, some, self.scale, count=len(some), what=what)])
-
         places = np.array([[b.start // s for b, s in zip(sample.box, step, strict=True)] for sample in samples])
-        budget = len(samples) if self.passes is None else self.passes
-        falls, covered, error = refined(falls_of, places.reshape(-1, 3), budget)
+        budget = len(samples) if self.passes is None else min(self.passes, len(samples))
+        # Said once, and under one bar, for all rounds of the refinement.
+        announce(probe, samples, count=budget, what=f"{len(boxes)} windows")
+        with closing(tracked(range(budget), probe.prepared.name, shown=probe.compute.progress)) as done:
+
+            def falls_of(chosen: np.ndarray) -> np.ndarray:
+                some = (samples[index] for index in chosen)
+                run = scored(probe, some, self.scale, count=len(chosen), what=None)
+                return clean - np.array([score for (_, score), _ in zip(run, done, strict=False)])
+
+            guess = None if budget == len(samples) else _guess(probe, samples)
+            falls, covered, error = refined(falls_of, places.reshape(-1, 3), budget, guess)
         total, count = np.zeros(grid.shape), np.zeros(grid.shape)
         for box in boxes:
             count[box] += 1
@@ -120,10 +127,28 @@ class Occlusion(PartsExplainer):
                 "stride_voxels": step,
                 "windows_that_change": len(samples),
                 "windows_covered": int(covered.sum()),
+                "guided_by_gradient": guess is not None,
                 "interpolation_error": error,
                 "passes": probe.forwards,
             },
         )
+
+
+def _guess(probe: Probe, samples: list[Sample]) -> np.ndarray | None:
+    """How much the score would fall under each window if it were a linear function of the input, (N,)."""
+    gradient = probe.input_gradient()
+    if gradient is None:
+        return None
+    inputs = probe.input
+    return np.array(
+        [
+            np.sum(
+                gradient[(slice(None), *sample.box)] * (inputs[(slice(None), *sample.box)] - sample.patch(inputs)[1])
+            )
+            for sample in samples
+        ],
+        dtype=np.float64,
+    )
 
 
 def windows(shape: tuple[int, int, int], size: list[int], step: list[int]) -> list[Box]:

@@ -7,7 +7,7 @@ are in that method's file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -40,8 +40,11 @@ class Sample:
         """The box, (start, stop) per axis, and what a perturbed input (C, X, Y, Z) holds there, (C, x, y, z)."""
         inside = image[(slice(None), *self.box)].copy()
         self._perturb(inside)
-        x, y, z = (side.indices(size)[:2] for side, size in zip(self.box, image.shape[1:], strict=True))
-        return (x, y, z), inside
+        return self.sides(image), inside
+
+    def sides(self, image: np.ndarray) -> list[tuple[int, int]]:
+        """The box in an input (C, X, Y, Z), (start, stop) per axis."""
+        return [side.indices(size)[:2] for side, size in zip(self.box, image.shape[1:], strict=True)]
 
     def write(self, image: np.ndarray) -> None:
         """Perturb a copy of the clean input (C, X, Y, Z) in place."""
@@ -62,16 +65,19 @@ class Sample:
 
 
 def scored(
-    probe: Probe, samples: Iterable[Sample], scale: str, *, count: int, what: str
+    probe: Probe, samples: Iterable[Sample], scale: str, *, count: int, what: str | None
 ) -> Iterator[tuple[Sample, float]]:
     """Run a stream of `count` samples, and pass each on with the target's score ("probability" or "logit").
 
     The one loop over perturbed inputs: no more of them exist at a time than one batch, and samples are drawn from the
     stream only as batches need them. Samples that perturb a part of the input go through the engine that the run asks
-    for; those that touch all of it run in full.
+    for; those that touch all of it run in full. `what` they are is announced; None leaves that, and a progress bar, to
+    the caller.
     """
-    probe.announce(count, what)
-    with closing(tracked(samples, probe.prepared.name, shown=probe.compute.progress, total=count)) as stream:
+    shown = probe.compute.progress and what is not None
+    if what is not None:
+        announce(probe, samples, count=count, what=what)
+    with closing(tracked(samples, probe.prepared.name, shown=shown, total=count)) as stream:
         while batch := list(islice(stream, probe.batch_size)):
             if all(sample.box != WHOLE for sample in batch) and probe.incremental is not None:
                 # Boxes are small: more of them than whole inputs fit into the memory of one batch.
@@ -79,11 +85,18 @@ def scored(
                     batch += islice(stream, PATCHES_AT_ONCE - len(batch))
                 scores = probe.scores_of_patches([sample.patch(probe.input) for sample in batch], scale)
             else:
-                inputs = np.repeat(probe.input[None], len(batch), axis=0)
-                for image, sample in zip(inputs, batch, strict=True):
-                    sample.write(image)
-                scores = probe.scores(inputs, scale)
+                scores = probe.scores_of([sample.write for sample in batch], scale)
             yield from zip(batch, scores.tolist(), strict=True)
+
+
+def announce(probe: Probe, samples: Iterable[Sample], *, count: int, what: str) -> None:
+    """Say how many passes are coming and how long they should take, where `count` of these samples will run.
+
+    What samples of a stream perturb is not known beforehand; they are taken to run in full.
+    """
+    known = list(samples) if isinstance(samples, Collection) else []
+    in_part = all(sample.box != WHOLE for sample in known)
+    probe.announce(count, what, [sample.sides(probe.input) for sample in known] if in_part else ())
 
 
 def without_each_part(probe: Probe, parts: Labels, fill: Fill) -> dict[int, Sample]:
