@@ -156,6 +156,7 @@ def _announced(
             f"weight randomisation: maps of {count} randomised networks"
             + (f", {each} passes each, {count * each} in all" if each else ""),
             highlight=False,
+            soft_wrap=True,
         )
     started = time.perf_counter()
     for index, network in enumerate(tracked(networks, "randomised networks", shown=compute.progress, total=count)):
