@@ -347,3 +347,26 @@ def test_random_networks_that_overflow_leave_the_other_tests_standing() -> None:
     assert line(found, "deletion/insertion")["verdict"] == "passed"
     assert line(found, "weight randomisation")["verdict"] == "not tested"
     assert "cannot be made: the network returns NaN" in line(found, "weight randomisation")["said"]
+
+
+def test_a_network_that_the_engine_cannot_follow_is_said_once() -> None:
+    class Untraceable(Blob):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs) if bool(inputs.sum() > -1e9) else inputs
+
+    trained = vx.Model(Untraceable(), CARD)
+    why = EXPLAIN(trained, scan(), compute=CPU)
+    with pytest.warns(UserWarning, match="the network runs in full") as caught:
+        found = check(why, trained, scan(), compute=replace(CPU, engine="incremental"))
+    assert len(caught) == 1
+    assert found.provenance["checks"]["run"]["warnings"] == [str(caught[0].message)]
+    assert line(found, "deletion/insertion")["verdict"] == "passed"
+
+
+def test_a_class_that_one_of_the_networks_does_not_have_is_refused_at_once() -> None:
+    trained = model()
+    why = replace(EXPLAIN(trained, scan(), compute=CPU), provenance={})
+    with pytest.raises(vx.InputError, match="other"):
+        check(why, trained, scan(), target=vx.ClassScore("other"), compute=CPU)
+    with pytest.raises(vx.InputError, match="blob"):
+        check(why, trained, scan(), shuffled=model(classes=("other",)), compute=CPU)

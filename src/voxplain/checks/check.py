@@ -54,7 +54,7 @@ def check(
         shuffled: the same architecture trained on shuffled labels; without it label randomisation is not tested.
         quick: a smoke run: few random orders, one random network; its outcomes mean nothing.
         seed: of random orders and random networks.
-        compute: how to run; by default with the incremental engine where it can.
+        compute: how to run.
 
     Returns:
         The same explanation; its provenance has `checks` in addition: `lines`, by the name of a check its `verdict`
@@ -63,7 +63,7 @@ def check(
     Raises:
         InputError: map, model, scan and target do not belong together, or the map is not finite.
     """
-    compute = compute or Compute(engine="incremental")
+    compute = compute or Compute()
     provenance = explanation.provenance
     if difference := scan.grid.difference(explanation.grid):
         raise InputError(f"the map lies on another grid than the scan: {difference}; give the scan that was explained")
@@ -74,10 +74,11 @@ def check(
     if {"model", "scan"} <= provenance.keys():
         check_speaks_of(provenance, model, scan)
     target = target_of(provenance, target) if "target" in provenance else target or ClassScore(model.card.classes[0])
+    for tested in (model,) if shuffled is None else (model, shuffled):
+        target.check(tested.card, scan.grid)
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        # What there is to say of this scan was said when it was explained.
-        warnings.simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
         regions = deletion_insertion(
             explanation, model, scan, target=target, random_orders=3 if quick else 20, seed=seed, compute=compute
         )
@@ -114,6 +115,11 @@ def check(
         if shuffled is not None and explainer is not None:
             similarity, verdict = label_randomisation(explanation, explain(shuffled, scan), scan=scan)
             lines["label randomisation"] = labels(similarity, verdict)
+    # What there is to say of this scan was said when it was explained, and each network would say it again.
+    said_before = [str(message) for message in provenance.get("warnings", [])]
+    messages = [text for text in dict.fromkeys(str(one.message) for one in caught) if text not in said_before]
+    for text in messages:
+        warnings.warn(text, UserWarning, stacklevel=2)
     for row, name in _CONTROLS.items():
         if row == "edge-detector" or "flair" in model.card.channels:
             lines[name] = against_control(row, name, regions)
@@ -124,6 +130,7 @@ def check(
         "passes": passes,
         "seconds": round(time.perf_counter() - started, 3),
         "engine": compute.engine,
+        "warnings": messages,
         "versions": versions(),
     }
     return replace(explanation, provenance=provenance | {"checks": {"lines": lines, "run": run}})
@@ -149,6 +156,7 @@ def _announced(
             f"weight randomisation: maps of {count} randomised networks"
             + (f", {each} passes each, {count * each} in all" if each else ""),
             highlight=False,
+            soft_wrap=True,
         )
     started = time.perf_counter()
     for index, network in enumerate(tracked(networks, "randomised networks", shown=compute.progress, total=count)):

@@ -41,8 +41,8 @@ def check_results(
     device: Device = "auto",
     memory: Memory = "2GB",
     engine: Annotated[
-        str, typer.Option(help="incremental: only what a perturbation can change runs again; or full")
-    ] = "incremental",
+        str, typer.Option(help="incremental: only what a perturbation can change runs again; full; or auto")
+    ] = "auto",
     threads: Threads = None,
     quick: Quick = False,
 ) -> None:
