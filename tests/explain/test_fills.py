@@ -52,7 +52,7 @@ def scan() -> vx.Scan:
 
 def probe(seed: int = 0, normalisation: str = "min-max", **card: object) -> Probe:
     card = vx.Card(name="linear", channels=("t1", "t2"), classes=("c",), normalisation=normalisation, **card)
-    model = vx.Model(Linear(), card)
+    model = vx.Model(Linear().eval(), card)
     (prepared,) = prepare(scan(), model.card)
     return Probe(model, prepared, vx.ClassScore("c"), seed, CPU)
 
