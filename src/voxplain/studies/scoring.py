@@ -40,6 +40,8 @@ CASE_COLUMNS = ("case", "patient", "fold", "region", "table", "row", "metric", "
 SCORE_COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
 
 _RANKS = 5
+# Figures so small that two digits would not show them.
+_DIGITS = {"mean_abs_change": 4, "gain_over_blank": 4}
 
 
 def score_case(
@@ -217,11 +219,11 @@ def as_rows(
     """
     chosen = summary[summary["table"] == table]
     metrics = list(dict.fromkeys(chosen["metric"]))
-    order = {"deployable": 0, "plain": 0, "seen": 1, "oracle": 2}
+    order = {"deployable": 0, "plain": 0, "validation-masks": 1, "seen": 2, "oracle": 3}
     beside = None if paper is None or not set(paper) & set(chosen["row"]) else paper
     lines: list[tuple[str, ...]] = [("row", "kind", *metrics, "n", *([] if beside is None else ["paper"]))]
     keys = chosen[["row", "kind"]].drop_duplicates().itertuples(index=False, name=None)
-    for row, kind in sorted(keys, key=lambda key: order.get(key[1], 3)):
+    for row, kind in sorted(keys, key=lambda key: order.get(key[1], 4)):
         group = chosen[(chosen["row"] == row) & (chosen["kind"] == kind)].set_index("metric")
         cells = [_cell(group.loc[metric]) if metric in group.index else "" for metric in metrics]
         word = kind if too_few is None else f"{kind}, {too_few}"
@@ -278,7 +280,8 @@ def _cell(line: pd.Series) -> str:
         return "-"
     if np.isnan(line["low"]):
         return f"{line['value']:.3g}"
-    return f"{line['value']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
+    digits = _DIGITS.get(str(line.name), 2)
+    return f"{line['value']:.{digits}f} [{line['low']:.{digits}f}, {line['high']:.{digits}f}]"
 
 
 def _masks(why: Explanation, foreground: Labels) -> list[tuple[str, Labels]]:
