@@ -30,8 +30,8 @@ TITLES = {
 }
 _PAPER_SAYS = (
     "The column *paper* holds the figures of 000 (tables 1 to 5): Dice on BraTS 2020 at 1 mm of maps of a ResNet-50 "
-    "that tells high-grade from low-grade gliomas, without intervals. Its best grouping and best threshold are oracles, "
-    "and its grid ran on validation scans."
+    "that tells high-grade from low-grade gliomas, without intervals. Best grouping and best threshold are oracles; "
+    "the grid ran on validation scans."
 )
 
 
