@@ -222,6 +222,25 @@ def test_evaluate_from_the_command_line_and_a_network_of_another_classifier(
     assert not (tmp_path / "refused").exists()
 
 
+def test_a_network_of_whole_scans_is_scored_whatever_it_predicts(patients: list[Case], tmp_path: Path) -> None:
+    card = dataclasses.replace(
+        hemispheres.PRESETS["tiny"].card, name="grader", classes=("high-grade",), region="whole", shape=SHAPE,
+        threshold=0.999,
+    )  # fmt: skip
+    model = vx.Model(hemispheres._new_network(card, 0), card)
+    size = dataclasses.replace(SIZE, grid_segments=(5,))
+    summary = evaluate(model, patients, tmp_path, size=size, layers=["layer1"], compute=CPU, console=quiet())
+    cases = pd.read_csv(tmp_path / "cases.tsv", sep="\t")
+    assert set(cases["region"]) == {"whole", "scan"}
+    # Of one patient: the mirror joins the grid, and no figure has an interval.
+    assert "relevance-map/mirror/t2/5/best-grouping" in set(summary["row"])
+    assert set(summary.loc[summary["table"] == "best-grouping-grid", "kind"]) == {"oracle", "deployable"}
+    assert summary["low"].isna().all()
+    found = cases[(cases["table"] == "comparison") & (cases["kind"] == "deployable")].set_index("row")["value"]
+    assert found["rise/otsu"] > 0
+    assert "relevance-map/chosen/otsu" not in found.index
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

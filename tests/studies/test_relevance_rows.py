@@ -26,8 +26,10 @@ from voxplain.studies.relevance_rows import (
     compare_fills,
     score_method,
     score_network_free,
+    target_of,
 )
 from voxplain.studies.scoring import CASE_COLUMNS, as_rows, marked, parts_in, rank_figures
+from voxplain.target import ClassScore
 
 CPU = vx.Compute(device="cpu", threads=1)
 GRID = vx.Grid((8, 4, 4), np.diag([-10.0, -10, 10, 1]))  # voxels of 1 ml
@@ -244,6 +246,27 @@ def test_cells_of_the_grid_are_relevance_maps(region: str, tmp_path: Path) -> No
         assert found[f"{cell.row}/best-grouping", "supervoxels"] == len(values)
         assert found[f"{cell.row}/otsu", "dice"] == pytest.approx(dice(otsu, reference))
     assert ("whole-brain", "dice") in found
+
+
+def test_slow_methods_explain_only_halves_that_are_scored(tmp_path: Path) -> None:
+    head, mask = made_head(tmp_path)
+    model = made_model("half")
+    slow = Method("rise", vx.RISE(samples=4))
+    target = target_of(slow, head, mask, model.card)
+    assert target is not None
+    both = slow.explainer(model, head, compute=CPU)
+    one = slow.explainer(model, head, target=target, compute=CPU)
+    assert [region.name for region in one.regions] == ["left"]
+    box = one.regions[0].slices
+    np.testing.assert_array_equal(one.map[0][box], both.map[0][box])
+    lines = [score_method(slow, why, head, mask, model.card) for why in (one, both)]
+    assert lines[0] == lines[1]
+    assert lines[0]
+    # How far a fill moves the output is a mean over all supervoxels of the scan.
+    everywhere = dataclasses.replace(slow, everywhere=True)
+    assert target_of(everywhere, head, mask, model.card) == ClassScore("tumour")
+    nothing = Labels(np.zeros(head.grid.shape, dtype=int), head.grid)
+    assert target_of(slow, head, nothing, model.card) is None
 
 
 def test_the_best_cell_is_the_best_mean_over_patients() -> None:

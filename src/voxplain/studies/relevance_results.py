@@ -64,8 +64,10 @@ def came_out(summary: pd.DataFrame) -> list[str]:
         found.append(f"The best map row, {line.row}, {verdict}: mean paired gain in Dice {_words(line)}.")
     optimal = summary[summary["table"] == "optimal"]
     for line in optimal[optimal["metric"] == "gain_over_blank"].itertuples():
-        verdict = "further than" if line.low > 0 else "less far than" if line.high < 0 else "not told apart from"
-        found.append(f"{line.row} moves the output {verdict} blank: gain in mean |p - p'| {_words(line, digits=4)}.")
+        verdict = "further than blank"
+        if not line.low > 0:
+            verdict = "less far than blank" if line.high < 0 else "about as far as blank, as far as these patients tell"
+        found.append(f"{line.row} moves the output {verdict}: gain in mean |p - p'| {_words(line, digits=4)}.")
     return found
 
 
@@ -141,5 +143,5 @@ def _distributions(cases: pd.DataFrame, summary: pd.DataFrame) -> list[Distribut
 
 
 def _words(line: Any, digits: int = 2) -> str:
-    figures = f"{line.value:.{digits}f} [{line.low:.{digits}f}, {line.high:.{digits}f}]"
-    return f"{figures} ({line.kind}, {line.n} patients)"
+    interval = "no interval" if np.isnan(line.low) else f"[{line.low:.{digits}f}, {line.high:.{digits}f}]"
+    return f"{line.value:.{digits}f} {interval} ({line.kind}, patients: {line.n})"
