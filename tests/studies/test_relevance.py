@@ -249,6 +249,7 @@ def test_a_network_of_whole_scans_is_scored_whatever_it_predicts(patients: list[
         ({"size": dataclasses.replace(SIZE, grid_fills=("mirror",))}, "a network that reads halves"),
         ({"fill": "optimal:somewhere"}, "give --fill optimal"),
         ({"fill": "pink"}, "fill is one of"),
+        ({"loss": "pink"}, "loss"),
     ],
 )
 def test_what_a_study_refuses_before_any_work(

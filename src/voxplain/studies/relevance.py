@@ -27,7 +27,7 @@ from voxplain.engine.probe import tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.explain.fills import check_fill_fits, fill_named
-from voxplain.explain.optimal import load_perturbation_network
+from voxplain.explain.optimal import PerturbationSettings, load_perturbation_network
 from voxplain.io.atomic import output_folder, read_json, write_json
 from voxplain.io.bundle import load_model
 from voxplain.model import Model
@@ -107,6 +107,7 @@ def study(
     if fill != _OPTIMAL:
         _check_fill(fill, _REGIONS[label])
     fills_of(size, _REGIONS[label])
+    PerturbationSettings(loss=loss)  # refuses a loss that it does not know now, not after hours of training
     summary = _cross_validate(label, cases, out, preset=size.training, folds=size.folds, seed=seed, compute=compute)
     by_id = {case.id: case for case in cases if case.segmentation is not None}
     work = []
@@ -131,7 +132,7 @@ def study(
         )
         work.append(Fold(index, model, grid, tested, beside, chooses=True))
     classifier = ("classifier", "network", "auc", "plain", summary["auc"], *summary["auc_interval"])
-    facts = {"label": label, "seed": seed, "preset": dataclasses.asdict(size), "fill": fill, "loss": loss}
+    facts = {"label": label, "seed": seed, "size": dataclasses.asdict(size), "fill": fill, "loss": loss}
     return _run(
         work, output_folder(out / "relevance"), size, layers, facts, seed=seed, compute=compute,
         console=console or Console(), too_few=too_few(cases, label), first=[(*classifier, summary["n_patients"])],
