@@ -284,7 +284,7 @@ def _assemble(
         regions.append(region)
         target = scan.grid.window([start for start, _ in region.box], [stop - start for start, stop in region.box])
         if relevance.parts is not None and relevance.scores is not None and parts is not None:
-            labels, values = _parts_on(relevance.parts, np.atleast_2d(relevance.scores), target)
+            labels, values = parts_on(relevance.parts, np.atleast_2d(relevance.scores), target)
             labels = np.where(labels > 0, labels + sum(found.shape[1] for found in scores), 0)
             parts[region.slices] = labels
             scores.append(values)
@@ -307,7 +307,7 @@ def _assemble(
     )
 
 
-def _parts_on(parts: Labels, scores: np.ndarray, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+def parts_on(parts: Labels, scores: np.ndarray, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Part labels on another grid, renumbered without gaps (a part may be too small for a coarser grid).
 
     Scores (K, N) lose the columns of parts that are gone.

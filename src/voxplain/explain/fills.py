@@ -77,11 +77,7 @@ def mirror(probe: Probe) -> Values:
         InputError: the network reads halves, or the head is not aligned with the grid.
     """
     prepared = probe.prepared
-    if probe.model.card.region == "half":
-        raise InputError(
-            "fill mirror takes values from the other side of the head, which a network that reads halves "
-            "(card: region half) does not see; use blank, tissue-mean or blurred:MM, or a network of whole scans"
-        )
+    check_fill_fits("mirror", probe.model.card.region)
     plane = midplane(prepared.foreground, prepared.input.grid)
     if not plane.aligned:
         raise InputError(
@@ -138,6 +134,19 @@ class Optimal:
                 return perturbed(network, image, part[None, None], background)[0][(slice(None), *box)].cpu().numpy()
 
         return values
+
+
+def check_fill_fits(fill: str, region: str) -> None:
+    """Refuse a fill that an input of this region ("whole" or "half") has no values for; for use before any work.
+
+    Raises:
+        InputError: the fill is mirror, and the network reads halves.
+    """
+    if fill == "mirror" and region == "half":
+        raise InputError(
+            "fill mirror takes values from the other side of the head, which a network that reads halves "
+            "(card: region half) does not see; use blank, tissue-mean or blurred:MM, or a network of whole scans"
+        )
 
 
 _NAMED: dict[tuple[str, str], Fill] = {

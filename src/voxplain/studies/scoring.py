@@ -7,7 +7,7 @@ chose), `seen` (the network was trained on the case), `plain` (nothing to choose
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,8 @@ CASE_COLUMNS = ("case", "patient", "fold", "region", "table", "row", "metric", "
 SCORE_COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
 
 _RANKS = 5
+# Figures so small that two digits would not show them.
+_DIGITS = {"mean_abs_change": 4, "gain_over_blank": 4}
 
 
 def score_case(
@@ -67,8 +69,7 @@ def score_case(
     draw = zlib.crc32(f"{case.id} {seed}".encode())  # every case draws its own random rankings
     network_free = [] if with_parts is None else network_free_rankings(scan, with_parts, seed=draw)
     masks = {f"{row}/{rule}": mask for row, why in explanations.items() for rule, mask in _masks(why, foreground)}
-    known = model.card.training_ids
-    seen = case.id in known or case.patient in {patient_of(name) for name in known}
+    seen = is_seen(case, model.card.training_ids)
 
     rows: list[tuple[str, str, str, str, str, float]] = []
 
@@ -99,22 +100,8 @@ def score_case(
             _add_mask(add, region.name, table, row, prediction, reference, scan)
         for row, why in explanations.items():
             _add_oracles(add, region, table, row, why, foreground, reference)
-        for row, why in network_free:
-            assert why.parts is not None
-            parts, scores = _parts_in(why, region)
-            value = dice(segment.otsu(why, everywhere=True).data[box] > 0, reference)
-            add(region.name, table, row, "dice", "deployable", value)
-            add(
-                region.name,
-                table,
-                f"{row}/best-grouping",
-                "dice",
-                "oracle",
-                best_grouping(parts, scores, reference).dice,
-            )
-        if network_free:
-            parts, _ = _parts_in(network_free[0][1], region)
-            add(region.name, table, "supervoxel-ceiling", "dice", "oracle", supervoxel_ceiling(parts, reference))
+        for row, kind, value in ranking_figures(network_free, region, reference):
+            add(region.name, table, row, "dice", kind, value)
     for row, mask in masks.items():
         _add_mask(add, "scan", "scans", row, mask.data > 0, truth, scan)
     for row, prediction in whole.items():
@@ -128,6 +115,56 @@ def score_case(
     found.insert(1, "patient", case.patient)
     found.insert(2, "fold", fold)
     return found[list(CASE_COLUMNS)]
+
+
+def is_seen(case: Case, known: Collection[str]) -> bool:
+    """Whether a case, or another scan of the same patient, is among the cases that a network has seen."""
+    return case.id in known or case.patient in {patient_of(name) for name in known}
+
+
+def ranking_figures(
+    network_free: Sequence[tuple[str, Explanation]], region: Region, reference: np.ndarray
+) -> list[tuple[str, str, float]]:
+    """Dice of rankings that need no network in one region, as (row, kind, value): Otsu, best grouping, and the ceiling.
+
+    `reference` is the region's tumour, boolean; a row has as many values as it has draws.
+    """
+    found = []
+    for row, why in network_free:
+        parts, values = parts_in(why, region)
+        mask = segment.otsu(why, everywhere=True).data[region.slices] > 0
+        found.append((row, "deployable", dice(mask, reference)))
+        found.append((f"{row}/best-grouping", "oracle", best_grouping(parts, values, reference).dice))
+    if network_free:
+        parts, _ = parts_in(network_free[0][1], region)
+        found.append(("supervoxel-ceiling", "oracle", supervoxel_ceiling(parts, reference)))
+    return found
+
+
+def rank_figures(
+    parts: np.ndarray, values: np.ndarray, reference: np.ndarray, *, masked: bool = True
+) -> list[tuple[str, float]]:
+    """Dice of the first five ranks of a region as they stand, alone ("rank-1") and together ("top-1").
+
+    0 where the region gets no mask (`masked` False), and where two or more parts all have the same score, so that
+    nothing is ranked (as `segment.top_ranks` has it). Of fewer parts than ranks, a missing rank alone is NaN, and the
+    ranks together are all parts. Nothing where there is no part.
+
+    Args:
+        parts: labels 1..N in the region's box.
+        values: their scores, (N,).
+        reference: the tumour there, boolean.
+        masked: whether the region gets a mask at all.
+    """
+    if not len(values):
+        return []
+    if len(values) > 1 and np.ptp(values) == 0:
+        masked = False
+    return [
+        (f"{name}-{rank}", float(value) if masked else 0.0)
+        for name, measured in (("rank", rank_dice), ("top", cumulative_dice))
+        for rank, value in enumerate(measured(parts, values, reference, ranks=_RANKS), start=1)
+    ]
 
 
 def scores(cases: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -150,12 +187,17 @@ def scores(cases: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
 
 
-def write_tables(cases: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> None:
-    """Write `cases.tsv` and `scores.tsv`."""
-    for table, name in ((cases, "cases.tsv"), (summary, "scores.tsv")):
+def write_tables(cases: pd.DataFrame, summary: pd.DataFrame, folder: Path, *, too_few: str | None = None) -> None:
+    """Write `cases.tsv` and `scores.tsv`; `too_few` says of every figure why it means nothing (see `marked`)."""
+    for table, name in ((marked(cases, too_few), "cases.tsv"), (marked(summary, too_few), "scores.tsv")):
         with writing(folder / name) as temporary:
             # Nine digits: printed tables come out the same when they are made from the file.
             table.to_csv(temporary, sep="\t", index=False, float_format="%.9g")
+
+
+def marked(table: pd.DataFrame, too_few: str | None) -> pd.DataFrame:
+    """A table in which the kind of every figure also says why it means nothing: "oracle, too few to mean anything"."""
+    return table if too_few is None else table.assign(kind=table["kind"] + f", {too_few}")
 
 
 def table_titles() -> dict[str, str]:
@@ -168,24 +210,42 @@ def table_titles() -> dict[str, str]:
     }
 
 
-def as_rows(summary: pd.DataFrame, table: str) -> list[tuple[str, ...]]:
-    """One table as text: row, kind, then each metric as "mean [low, high]", and n; deployable rows first."""
+def as_rows(
+    summary: pd.DataFrame, table: str, paper: Mapping[str, str] | None = None, *, too_few: str | None = None
+) -> list[tuple[str, ...]]:
+    """One table as text: row, kind, then each metric as "mean [low, high]", and n; deployable rows first.
+
+    `paper` are figures by row that stand in a last column beside ours; `too_few` is said of every figure.
+    """
     chosen = summary[summary["table"] == table]
     metrics = list(dict.fromkeys(chosen["metric"]))
-    order = {"deployable": 0, "plain": 0, "seen": 1, "oracle": 2}
-    lines: list[tuple[str, ...]] = [("row", "kind", *metrics, "n")]
+    order = {"deployable": 0, "plain": 0, "validation-masks": 1, "seen": 2, "oracle": 3}
+    beside = None if paper is None or not set(paper) & set(chosen["row"]) else paper
+    lines: list[tuple[str, ...]] = [("row", "kind", *metrics, "n", *([] if beside is None else ["paper"]))]
     keys = chosen[["row", "kind"]].drop_duplicates().itertuples(index=False, name=None)
-    for row, kind in sorted(keys, key=lambda key: order.get(key[1], 3)):
+    for row, kind in sorted(keys, key=lambda key: order.get(key[1], 4)):
         group = chosen[(chosen["row"] == row) & (chosen["kind"] == kind)].set_index("metric")
         cells = [_cell(group.loc[metric]) if metric in group.index else "" for metric in metrics]
-        lines.append((row, kind, *cells, str(int(group["n"].max()))))
+        word = kind if too_few is None else f"{kind}, {too_few}"
+        theirs = [] if beside is None else [beside.get(row, "")]
+        lines.append((row, word, *cells, str(int(group["n"].max())), *theirs))
     return lines
 
 
-def print_tables(summary: pd.DataFrame, console: Console) -> None:
-    """Print every table of a summary, each line whole: cells cut to a narrow terminal would hide the figures."""
-    for name, title in table_titles().items():
-        lines = as_rows(summary, name)
+def print_tables(
+    summary: pd.DataFrame,
+    console: Console,
+    titles: Mapping[str, str] | None = None,
+    paper: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    too_few: str | None = None,
+) -> None:
+    """Print every table of a summary, each line whole: cells cut to a narrow terminal would hide the figures.
+
+    `titles` are the tables and what they show, those of the hemisphere study by default; for the rest see `as_rows`.
+    """
+    for name, title in (table_titles() if titles is None else titles).items():
+        lines = as_rows(summary, name, (paper or {}).get(name), too_few=too_few)
         if len(lines) == 1:
             continue
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -197,11 +257,17 @@ def print_tables(summary: pd.DataFrame, console: Console) -> None:
             console.print("  ".join(cells).rstrip(), highlight=False, soft_wrap=True, markup=False)
 
 
-def markdown(summary: pd.DataFrame) -> str:
-    """Every table of a summary in Markdown."""
+def markdown(
+    summary: pd.DataFrame,
+    titles: Mapping[str, str] | None = None,
+    paper: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    too_few: str | None = None,
+) -> str:
+    """Every table of a summary in Markdown; see `print_tables`."""
     blocks = []
-    for name, title in table_titles().items():
-        header, *lines = as_rows(summary, name)
+    for name, title in (table_titles() if titles is None else titles).items():
+        header, *lines = as_rows(summary, name, (paper or {}).get(name), too_few=too_few)
         if lines:
             rule = ["---"] * 2 + ["---:"] * (len(header) - 2)
             body = "\n".join("| " + " | ".join(line) + " |" for line in (header, tuple(rule), *lines))
@@ -214,7 +280,8 @@ def _cell(line: pd.Series) -> str:
         return "-"
     if np.isnan(line["low"]):
         return f"{line['value']:.3g}"
-    return f"{line['value']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
+    digits = _DIGITS.get(str(line.name), 2)
+    return f"{line['value']:.{digits}f} [{line['low']:.{digits}f}, {line['high']:.{digits}f}]"
 
 
 def _masks(why: Explanation, foreground: Labels) -> list[tuple[str, Labels]]:
@@ -224,7 +291,7 @@ def _masks(why: Explanation, foreground: Labels) -> list[tuple[str, Labels]]:
     ]
 
 
-def _parts_in(why: Explanation, region: Region) -> tuple[np.ndarray, np.ndarray]:
+def parts_in(why: Explanation, region: Region) -> tuple[np.ndarray, np.ndarray]:
     """Parts of one region, numbered 1..N there, and their scores."""
     assert why.parts is not None
     assert why.scores is not None
@@ -264,15 +331,11 @@ def _add_oracles(
         values = np.where(inside, why.total[region.slices], 0)
         add(region.name, table, f"{row}/best-threshold", "dice", "oracle", best_threshold(values, reference).dice)
         return
-    parts, values = _parts_in(why, region)
+    parts, values = parts_in(why, region)
     add(region.name, table, f"{row}/best-grouping", "dice", "oracle", best_grouping(parts, values, reference).dice)
-    if not len(values):
-        return
     # A half that is predicted negative gets no mask, whatever its ranks.
-    for name, found in (("rank", rank_dice), ("top", cumulative_dice)):
-        for rank, value in enumerate(found(parts, values, reference, ranks=_RANKS), start=1):
-            kept = float(value) if region.positive else 0.0
-            add(region.name, table, f"{row}/{name}-{rank}", "dice", "deployable", kept)
+    for name, value in rank_figures(parts, values, reference, masked=region.positive):
+        add(region.name, table, f"{row}/{name}", "dice", "deployable", value)
 
 
 def _classification(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str, str, float, float, float, int]]:
@@ -308,7 +371,8 @@ def _gains(cases: pd.DataFrame, seed: int) -> list[tuple[str, str, str, str, flo
         if means.empty:
             continue
         best = by_patient[by_patient["row"] == means.idxmax()].set_index("patient")["value"]
-        candidates = by_patient[by_patient["kind"].isin(["deployable", "seen"]) & ~by_patient["row"].isin(NETWORK_FREE)]
+        kinds = ["deployable", "validation-masks", "seen"]
+        candidates = by_patient[by_patient["kind"].isin(kinds) & ~by_patient["row"].str.startswith(NETWORK_FREE)]
         # On a case that the network has seen, what the case's own mask chose is called seen as well.
         candidates = candidates[~candidates["row"].str.contains("/best-")]
         tested = []
