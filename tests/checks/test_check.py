@@ -199,7 +199,10 @@ def test_an_image_is_tested_too() -> None:
 
 @pytest.mark.parametrize(
     ("strength", "partition", "said"),
-    [(0.0, "cubes:8", "all parts are equally relevant"), (6.0, "cubes:1000", "1 parts have too few orders")],
+    [
+        (0.0, "cubes:8", "all parts are equally relevant"),
+        (6.0, "cubes:1000", "too few parts to tell a good order by: 1"),
+    ],
 )
 def test_a_constant_network_and_a_single_part_are_not_tested(strength: float, partition: str, said: str) -> None:
     trained = model(strength)

@@ -151,6 +151,19 @@ def test_a_fill_that_moves_nothing_is_said_and_dashed(why: Explanation) -> None:
     assert found.regions[0].tables == ()
 
 
+def test_a_single_part_is_no_ranking(why: Explanation) -> None:
+    assert why.parts is not None
+    left = np.zeros(why.grid.shape, dtype=int)
+    left[why.regions[0].slices] = why.parts.data[why.regions[0].slices] > 0
+    one = replace(why, parts=vx.Labels(left, why.grid), scores=np.array([0.5]))
+    (found,) = sensitivities([one, filled(one, "mirror")])
+    assert [region.said for region in found.regions] == [
+        "One part is no ranking: there is nothing to compare.",
+        "No part is no ranking: there is nothing to compare.",
+    ]
+    assert {region.tables for region in found.regions} == {()}
+
+
 def test_few_parts_have_no_table_of_the_highest(why: Explanation) -> None:
     (found,) = sensitivities([why, filled(why, "mirror")], k=1000)
     assert len(found.regions[0].tables) == 1

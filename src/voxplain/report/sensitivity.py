@@ -119,6 +119,8 @@ def _region(names: Sequence[str], alike: Agreement, positive: bool) -> RegionSen
 
 def _said(names: Sequence[str], alike: Agreement, ranked: Sequence[int]) -> str:
     """What the tables of a region come to, in a few sentences."""
+    if alike.parts < 2:
+        return f"{'One part' if alike.parts else 'No part'} is no ranking: there is nothing to compare."
     silent = [name for index, name in enumerate(names) if index not in ranked]
     flat = (
         f"With {facts.joined(silent)} all parts are equally relevant: there are no ranks to compare." if silent else ""
