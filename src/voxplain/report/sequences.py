@@ -17,19 +17,21 @@ _SHOWN_PARTS = 10
 
 @dataclass(frozen=True)
 class SequenceEvidence:
-    """A map per sequence as tables: the highest parts by sequence, each region's shares, and what they come to."""
+    """A map per sequence: what it comes to, and as tables the highest parts by sequence and each region's shares.
+
+    There are no tables where nothing moved the score.
+    """
 
     name: str
     said: tuple[str, ...]
-    parts: HeatTable
-    shares: HeatTable
+    tables: tuple[HeatTable, ...]
 
 
 def sequence_evidence(names: Sequence[str], explanations: Sequence[Explanation]) -> list[SequenceEvidence]:
     """The tables of every map of parts that has a map per sequence (`sequences="each"`).
 
     A sequence's share of a region is the sum of its absolute relevance over the region's parts, of that of all
-    sequences; none where nothing moved the score.
+    sequences; none where nothing moved the score. Positive regions come first.
     """
     return [
         _evidence(name, explanation)
@@ -48,7 +50,7 @@ def _evidence(name: str, explanation: Explanation) -> SequenceEvidence:
     shown = order[:_SHOWN_PARTS]
     peak = float(np.abs(values[:, shown - 1]).max(initial=0))
     # All with as many decimals as give the peak four digits: what is small beside it looks small.
-    decimals = max(0, 3 - math.floor(math.log10(peak))) if peak > 0 else 0
+    decimals = max(0, 3 - math.floor(math.log10(peak or 1)))
     rows = []
     for rank, label in enumerate(shown.tolist(), start=1):
         where = f", {facts.region_name(region_of[label].name)}" if label in region_of else ""
@@ -60,7 +62,8 @@ def _evidence(name: str, explanation: Explanation) -> SequenceEvidence:
         explanation.channels,
         tuple(rows),
     )
-    regions = [(facts.region_name(region.name), explanation.labels_in(region)) for region in explanation.regions]
+    judged = sorted(explanation.regions, key=lambda region: not region.positive)
+    regions = [(facts.region_name(region.name), explanation.labels_in(region)) for region in judged]
     lines, said = [], []
     for region, inside in regions or [("all parts", labels)]:
         moved = np.abs(values[:, np.intersect1d(inside, labels) - 1]).sum(axis=1)
@@ -72,5 +75,5 @@ def _evidence(name: str, explanation: Explanation) -> SequenceEvidence:
             said.append(f"{region}: {explanation.channels[most]} carries {shares[most]:.0%} of the relevance.")
         else:
             said.append(f"{region}: no sequence of any part moves the score.")
-    table = HeatTable("Share of each sequence", "region", explanation.channels, tuple(lines))
-    return SequenceEvidence(name, tuple(said), parts, table)
+    shared = HeatTable("Share of each sequence", "region", explanation.channels, tuple(lines))
+    return SequenceEvidence(name, tuple(said), (parts, shared) if peak > 0 else ())
