@@ -211,7 +211,7 @@ def test_a_damaged_header_is_one_line(run: Run, model: Path, files: list[str], t
         (lambda f: [*f, "--dtype", "bfloat16", "--engine", "incremental"], ["bfloat16 needs engine full"]),
         (lambda f: [*f, "--memory", "lots"], ["memory is a size such as 4GB"]),
         (lambda f: [*f, "--threads", "0"], ["threads must be at least 1"]),
-        (lambda f: [*f, "--fill", "grey"], ["fill is one of blank, min, max"]),
+        (lambda f: [*f, "--fill", "grey"], ["fill is one of blank, min, max", "got 'grey'"]),
         (lambda f: [*f, "--partition", "cubes:inf"], ["partition is slic, or cubes:MM"]),
         (lambda f: [*f, "--mask", "top:x"], ["--mask is otsu, multi-otsu, top:N (ranks) or fixed:VALUE; got 'top:x'"]),
         (lambda f: [*f, "--channel", "adc"], ["no sequence 'adc'"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from voxplain.checks.order import deletion_insertion
 from voxplain.metrics.controls import edge_detector
 from voxplain.metrics.faithfulness import SHARES
 from voxplain.metrics.network_free import network_free_rankings
+from voxplain.networks.perturbation import PerturbationUNet
 from voxplain.partition import cubes
 from voxplain.preparation import prepare
 from voxplain.results import read_results, write_checks, write_results
@@ -184,6 +186,27 @@ def test_background_that_is_not_zero_on_the_input(normalisation: str) -> None:
     np.testing.assert_allclose(found.faithfulness.areas["map"][0], expected, atol=1e-5)
 
 
+def test_a_fill_of_this_very_network_cannot_be_tested_on_another(tmp_path: Path) -> None:
+    trained = model()
+    card = replace(
+        CARD,
+        classes=CARD.channels,
+        factory="voxplain.networks.perturbation:PerturbationUNet",
+        arguments={"channels": 2, "widths": [2, 4], "residual_units": 0},
+        training={"classifier": {"name": "blob", "fingerprint": trained.fingerprint}},
+    )
+    vx.save_model(PerturbationUNet(channels=2, widths=(2, 4), residual_units=0), card, tmp_path)
+    for explainer in (replace(EXPLAIN, fill=f"optimal:{tmp_path}"), vx.RISE(fill=f"optimal:{tmp_path}", samples=5)):
+        why = explainer(trained, scan(), compute=CPU)
+        found = check(why, trained, scan(), shuffled=model(0.0), quick=True, compute=CPU)
+        for name in ("weight randomisation", "label randomisation"):
+            assert line(found, name) == {
+                "verdict": "not tested",
+                "said": "fill optimal belongs to this very network; a map of another fill can be tested",
+            }
+        assert line(found, "edge detector")["verdict"] != ""
+
+
 def test_an_image_is_tested_too() -> None:
     grid = vx.Grid((24, 20, 1), np.eye(4))
     data = np.random.default_rng(0).uniform(1, 2, (1, 24, 20, 1))
@@ -199,7 +222,10 @@ def test_an_image_is_tested_too() -> None:
 
 @pytest.mark.parametrize(
     ("strength", "partition", "said"),
-    [(0.0, "cubes:8", "all parts are equally relevant"), (6.0, "cubes:1000", "1 parts have too few orders")],
+    [
+        (0.0, "cubes:8", "all parts are equally relevant"),
+        (6.0, "cubes:1000", "too few parts to tell a good order by: 1"),
+    ],
 )
 def test_a_constant_network_and_a_single_part_are_not_tested(strength: float, partition: str, said: str) -> None:
     trained = model(strength)

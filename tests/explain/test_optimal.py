@@ -182,8 +182,12 @@ def test_what_is_no_perturbation_network_is_refused(tmp_path) -> None:
     its = classifier()
     with pytest.raises(vx.InputError, match="no perturbation network; expected a folder that `voxplain train"):
         load_perturbation_network(saved(tmp_path / "other", its, training={}), its)
-    with pytest.raises(vx.InputError, match="there is no model"):
+    with pytest.raises(vx.InputError, match=r"there is no perturbation network in .*nothing; expected a folder"):
         load_perturbation_network(tmp_path / "nothing", its)
+    # A card that was edited by hand.
+    for trained_for in ("small", {"name": "small"}):
+        with pytest.raises(vx.InputError, match="no perturbation network; expected a folder"):
+            load_perturbation_network(saved(tmp_path / "edited", its, training={"classifier": trained_for}), its)
 
 
 def test_the_classifier_is_left_as_it_was_and_the_loss_falls(tmp_path) -> None:

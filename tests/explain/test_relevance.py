@@ -30,7 +30,7 @@ def scan() -> vx.Scan:
     ("options", "message"),
     [
         ({"fill": "mean"}, "fill is one of blank, min, max, tissue-mean"),
-        ({"scope": "voxel"}, "scope one of region, sequence"),
+        ({"scope": "voxel"}, "is one of region, sequence"),
         ({"scale": "odds"}, "scale is one of probability, logit; got 'odds'"),
         ({"mask": "head"}, "mask is one of brain, none; got 'head'"),
         ({"segments": 0}, "segments must be at least 1"),

@@ -101,7 +101,7 @@ def test_a_control_of_one_order_must_be_beaten_and_not_only_met() -> None:
 @pytest.mark.parametrize(
     ("relevance", "evidence", "said"),
     [
-        ([1.0], [1.0], "1 parts have too few orders"),
+        ([1.0], [1.0], "too few parts to tell a good order by: 1; expected at least 5"),
         ([4.0, 3, 2, 1], [0.25] * 4, "expected at least 5"),
         ([2.0] * 8, [0.1] * 8, "all parts are equally relevant"),
         (list(range(8)), [0.0] * 8, "a fall of less than 0.1"),

@@ -16,6 +16,8 @@ from voxplain.compute import Compute
 from voxplain.engine.probe import console, tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer, check_speaks_of, explainer_of, target_of, versions
+from voxplain.explain.parts import PartsExplainer
+from voxplain.explain.rise import RISE
 from voxplain.explanation import Explanation
 from voxplain.metrics.sanity import label_randomisation, weight_randomisation
 from voxplain.model import Model
@@ -85,6 +87,9 @@ def check(
         lines = {"deletion/insertion": against_random(regions)}
         passes = sum(region.passes for region in regions)
         explainer, unknown = (explainer, "") if explainer is not None else _explainer(provenance)
+        if isinstance(explainer, PartsExplainer | RISE) and explainer.fill.startswith("optimal:"):
+            # Its network was trained against these very weights, and is refused with any other.
+            explainer, unknown = None, "fill optimal belongs to this very network; a map of another fill can be tested"
         quiet = replace(compute, progress=False)
 
         def explain(other: Model, its_scan: Scan) -> Explanation:

@@ -177,7 +177,10 @@ def check_speaks_of(provenance: Mapping[str, Any], model: Model, scan: Scan) -> 
         ("scan", scan.fingerprint, provenance["scan"]["fingerprint"]),
     ):
         if given != stated:
-            raise InputError(f"the provenance speaks of another {what}: it names {stated}, this one is {given}")
+            raise InputError(
+                f"the provenance speaks of another {what}: it names {stated}, this one is {given}; "
+                f"give the {what} that was explained, or explain this one"
+            )
 
 
 def explainer_of(provenance: Mapping[str, Any]) -> Explainer:

@@ -26,6 +26,9 @@ Box = tuple[slice, slice, slice]
 Values = Callable[[Box, np.ndarray], np.ndarray]
 Fill = Callable[[Probe], Values]
 
+# A wider Gaussian sees all of a head, as tissue-mean does, and takes minutes or all of the memory.
+_WIDEST = 100.0
+
 FORMS = "blank, min, max, tissue-mean, blurred:MM, mirror, noise or optimal:DIR"
 
 
@@ -167,17 +170,18 @@ def fill_named(name: str, scope: str) -> Fill:
     Raises:
         InputError: no such fill or scope.
     """
+    if scope not in ("region", "sequence"):
+        raise InputError(f"scope, what min and max look at, is one of region, sequence; got {scope!r}")
     if (name, scope) in _NAMED:
         return _NAMED[name, scope]
     kind, _, argument = name.partition(":")
-    if scope in ("region", "sequence"):
-        if kind == "optimal" and argument:
-            return Optimal(str(Path(argument)))
-        if kind == "blurred" and 0 < _number(argument) < np.inf:
-            return Blurred(_number(argument))
+    if kind == "optimal" and argument:
+        return Optimal(str(Path(argument)))
+    if kind == "blurred" and 0 < _number(argument) <= _WIDEST:
+        return Blurred(_number(argument))
     raise InputError(
-        f"fill is one of {FORMS} (a Gaussian's sigma in mm, the folder of a perturbation network), and scope one of "
-        f"region, sequence; got {name}, {scope}"
+        f"fill is one of {FORMS} (MM: a Gaussian's sigma, above 0 and at most {_WIDEST:g} mm; DIR: the folder of a "
+        f"perturbation network); got {name!r}"
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,13 @@ def load_perturbation_network(folder: str | Path, classifier: Model) -> Model:
     Raises:
         InputError: no model there, another kind of network, or one trained for another classifier.
     """
+    if not (Path(folder) / "model.json").is_file():
+        raise InputError(
+            f"there is no perturbation network in {folder}; expected a folder that `voxplain train perturbation` wrote"
+        )
     found = load_model(folder)
     trained_for = found.card.training.get("classifier")
-    if trained_for is None:
+    if not isinstance(trained_for, Mapping) or not {"name", "fingerprint"} <= trained_for.keys():
         raise InputError(
             f"{folder} holds {found.card.name}, which is no perturbation network; expected a folder that "
             "`voxplain train perturbation` wrote"

@@ -159,7 +159,7 @@ class _Design:
 
 def _untested(relevance: np.ndarray, full: float, empty: float) -> str | None:
     if len(relevance) < FEWEST_PARTS:
-        return f"{len(relevance)} parts have too few orders to tell a good one by; expected at least {FEWEST_PARTS}"
+        return f"too few parts to tell a good order by: {len(relevance)}; expected at least {FEWEST_PARTS}"
     if np.ptp(relevance) == 0:
         return "all parts are equally relevant, so the map gives no order"
     if full - empty < SMALLEST_FALL:

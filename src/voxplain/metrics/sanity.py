@@ -76,7 +76,10 @@ class WeightRandomisation:
         if not self.steps:
             return Verdict("not tested", "the network has no weights that could be drawn anew")
         if not any(step.similarity for step in self.steps):
-            return Verdict("not tested", "the map is the same everywhere, so it has no ranks to compare")
+            return Verdict(
+                "not tested",
+                "the map is the same everywhere, or has fewer than two parts, so it has no ranks to compare",
+            )
         if not self.complete:
             return Verdict("not tested", "networks with random weights give a map that is the same everywhere")
         return _below(self.complete, self.threshold, "a network that knows nothing")

@@ -142,10 +142,10 @@ def verdict(explanation: Explanation) -> str:
     yes = [f"the {region_name(r.name)} ({probability(r.probability)})" for r in regions if r.positive]
     no = [f"the {region_name(r.name)} ({probability(r.probability)})" for r in regions if not r.positive]
     if not no:
-        return f"The network calls {_joined(yes)} positive for {target}."
+        return f"The network calls {joined(yes)} positive for {target}."
     if not yes:
-        return f"The network calls {_joined(no)} negative for {target}."
-    return f"The network calls {_joined(yes)} positive for {target}, and {_joined(no)} negative."
+        return f"The network calls {joined(no)} negative for {target}."
+    return f"The network calls {joined(yes)} positive for {target}, and {joined(no)} negative."
 
 
 def probability(value: float) -> str:
@@ -302,7 +302,7 @@ def _facts(explanation: Explanation, mask: Labels | None, foreground: np.ndarray
 def seen_words(names: Sequence[str], explanations: Sequence[Explanation]) -> str:
     """Which maps are of networks that were trained on this scan, in a sentence."""
     of = [name for name, explanation in zip(names, explanations, strict=True) if seen(explanation)]
-    return f"The network{'' if len(of) == len(names) else ' of ' + _joined(of)} was trained on this scan."
+    return f"The network{'' if len(of) == len(names) else ' of ' + joined(of)} was trained on this scan."
 
 
 def provenance_lines(explanation: Explanation, mask: Labels | None) -> list[tuple[str, str]]:
@@ -336,5 +336,6 @@ def _flat(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _joined(words: Sequence[str]) -> str:
+def joined(words: Sequence[str]) -> str:
+    """Words in a row as a sentence has them: commas, and "and" before the last."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

@@ -23,6 +23,8 @@ from voxplain.report.colours import MASK_COLOUR, OPACITY, TRUTH_COLOUR, colour_t
 from voxplain.report.figures import scan_figures
 from voxplain.report.pictures import planes
 from voxplain.report.places import most_relevant, places_of_parts
+from voxplain.report.sensitivity import sensitivities
+from voxplain.report.sequences import sequence_evidence
 from voxplain.report.trust import questions, trust
 from voxplain.report.volumes import Packed, View, pack_labels, pack_map, pack_scan, view_of, window_of
 from voxplain.scan import Labels, Scan
@@ -122,6 +124,8 @@ def report(
         "truth": truth,
         "figures": table,
         "beliefs": facts.beliefs(names, explanations, masks, truth=truth, figures=table, foreground=scan.foreground()),
+        "sensitivities": sensitivities(explanations),
+        "evidence": sequence_evidence(names, explanations),
         "trust": tested,
         "questions": questions(tested),
         "shown_ranks": _SHOWN_RANKS,
