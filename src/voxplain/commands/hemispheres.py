@@ -127,6 +127,39 @@ def study_hemispheres(
     _print_paths(out)
 
 
-def _print_paths(out: Path) -> None:
+def study_refinement(
+    data: Data,
+    out: Out,
+    folds: Folds = None,
+    preset: PresetName = "small",
+    quick: Quick = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    memory: Memory = "2GB",
+    threads: Threads = None,
+) -> None:
+    """Finish maps on the scan's intensities, beside the same finishes of random maps and what needs no network.
+
+    The folds are those of `voxplain study hemispheres`; finished ones in OUT are kept.
+    """
+    from voxplain.studies import refinement
+
+    summary = refinement.study(
+        cases_in(data),
+        out,
+        preset="quick" if quick else preset,
+        folds=folds or (2 if quick else 5),
+        segments=10 if quick else 100,
+        seed=seed,
+        compute=compute_of(device, memory, threads),
+        console=out_console,
+    )
+    for line in refinement.summary_lines(summary):
+        out_console.print(line, highlight=False, soft_wrap=True)
+    _print_paths(out / "refinement", report=False)
+
+
+def _print_paths(out: Path, *, report: bool = True) -> None:
     out_console.print(f"tables: {out / 'scores.tsv'}, {out / 'cases.tsv'}", highlight=False, soft_wrap=True)
-    out_console.print(f"report: {out / 'report.html'}  (open it in a browser)", highlight=False, soft_wrap=True)
+    if report:
+        out_console.print(f"report: {out / 'report.html'}  (open it in a browser)", highlight=False, soft_wrap=True)
