@@ -1,6 +1,6 @@
 """voxplain explains networks that read 3D medical images, and turns the explanations into segmentations."""
 
-from voxplain import segment
+from voxplain import refine, segment
 from voxplain.checks.check import check
 from voxplain.compute import Compute
 from voxplain.errors import InputError
@@ -39,6 +39,7 @@ __all__ = [
     "load_model",
     "read",
     "read_labels",
+    "refine",
     "replay",
     "report",
     "save",

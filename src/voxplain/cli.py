@@ -17,6 +17,7 @@ from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.options import Device, Memory, Out, Seed, Threads, compute_of, error_console, out_console
 from voxplain.commands.report import report_results
+from voxplain.commands.segment import segment_scan
 from voxplain.errors import InputError
 
 app = typer.Typer(
@@ -64,6 +65,7 @@ for _name, _kind in known_explainers().items():
     _explain.command(_name)(explain_command(_kind))
 app.command("check")(check_results)
 app.command("report")(report_results)
+app.command("segment")(segment_scan)
 _train = _group("train", "Train a network: a classifier on labels of whole inputs, or a fill against a classifier.")
 _train.command("hemispheres")(hemispheres.train_hemispheres)
 _train.command("perturbation")(perturbation.train_perturbation)
