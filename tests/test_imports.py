@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": _LOWER,
     "explain": _LOWER | {"engine", "networks", "losses"},
     "segment": _TYPES | {"explanation"},
+    "refine": _TYPES | {"explanation"},
     "metrics": _TYPES | {"explanation", "model", "target", "randomisation"},
     "checks": _LOWER | {"engine", "explain", "metrics"},
     "results": _TYPES | {"explanation", "io"},

@@ -1,10 +1,10 @@
 """From a map to a mask that follows the scan: the map says where, intensities say how far.
 
-A map is coarse: its parts, or the grid of a network's layer, do not end where a lesion ends. Both rules here take the
-map as evidence and draw the border on sequences of the scan, over the whole scan at once: regions that the network
+A map is coarse: its parts, or the grid of a network's layer, do not end where a lesion ends. A finish takes the map as
+evidence and draws the border on sequences of the scan, over the whole scan at once: regions that the network
 judges on their own (two halves of a head) share what a lesion looks like, and a lesion goes on across their border.
 
-What both rules share:
+The rules:
 
 - Evidence is the positive part of `Explanation.total` (of maps of parts smoothed with a Gaussian of 4 mm, as parts end
   where they were cut), times the probability of its region, over its 99th percentile in the foreground, at most 1.
@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter, label
 from scipy.special import softmax
-from skimage.segmentation import random_walker as walk
 
 from voxplain.errors import InputError
 from voxplain.explanation import Explanation
@@ -37,8 +36,6 @@ _ROUNDS = 10
 _MOST_VOXELS = 20_000
 # Added to every class, of the variance over the foreground: a class of a single intensity would shut all others out.
 _SMALLEST_VARIANCE = 0.02
-# Seeds of the random walker: evidence from the first on is lesion, below the second it is none.
-_SEEDS = (0.7, 0.1)
 _NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 
 
@@ -64,43 +61,7 @@ def mixture(explanation: Explanation, scan: Scan, *, channels: Sequence[str] = (
     found = np.zeros(scan.grid.shape, dtype=bool)
     if evidence.any():
         found[inside] = lesion_probability(intensities[:, inside], evidence[inside]) > 0.5
-    return Labels(_component(found, explanation, evidence), scan.grid)
-
-
-def random_walker(explanation: Explanation, scan: Scan, *, channel: str = "flair", beta: float = 130.0) -> Labels:
-    """The voxels from which a random walk that shuns edges reaches strong evidence before voxels without any.
-
-    Grady 2006, as scikit-image solves it on the smoothed sequence (Gaussian of 2 mm). Voxels with evidence of at least
-    0.7 are lesion, below 0.1 they are none.
-
-    Args:
-        explanation: the map, signed or not, of voxels or of parts.
-        scan: the scan that was explained.
-        channel: the sequence on which the lesion's border shows.
-        beta: how much edges count.
-
-    Returns:
-        Labels (X, Y, Z) of 0 and 1 on the scan's grid.
-
-    Raises:
-        InputError: another grid, no such sequence, no region is named, or beta is not above 0.
-    """
-    if not 0 < beta < np.inf:
-        raise InputError(f"beta says how much edges count, a number above 0; got {beta}")
-    inside, (intensity,), evidence = _prepared(explanation, scan, [channel])
-    found = np.zeros(scan.grid.shape, dtype=bool)
-    seeds = np.where(evidence >= _SEEDS[0], 1, np.where(evidence < _SEEDS[1], 2, 0))
-    seeds[~inside] = -1
-    if (seeds == 1).any() and (seeds == 2).any():
-        # Unmarked voxels that no seed can reach are left out by scikit-image, with a warning; here they are no lesion.
-        pieces, _ = label(seeds >= 0)
-        reached = np.isin(pieces, np.unique(pieces[seeds > 0]))
-        seeds[(seeds == 0) & ~reached] = 2
-        box = tuple(slice(axis.min(), axis.max() + 1) for axis in np.nonzero(inside))
-        found[box] = (
-            walk(intensity[box], seeds[box], beta=beta, mode="cg_j", prob_tol=0.05, spacing=scan.grid.spacing) == 1
-        )
-    return Labels(_component(found, explanation, evidence), scan.grid)
+    return Labels(one_component(found, explanation, evidence), scan.grid)
 
 
 def fused(first: Explanation, second: Explanation, scan: Scan) -> Explanation:
@@ -219,14 +180,15 @@ def _prepared(
     if not channels:
         raise InputError("a border needs a sequence to follow; name at least one of " + ", ".join(scan.channels))
     inside = scan.foreground()
-    smooth = np.stack([_standardised(scan.channel(name), scan.grid.spacing) for name in channels])
+    smooth = np.stack([standardised(scan.channel(name), scan.grid.spacing) for name in channels])
     evidence = evidence_of(explanation, inside)
     if not any(region.positive for region in explanation.regions):
         evidence = np.zeros_like(evidence)
     return inside, smooth, evidence
 
 
-def _standardised(data: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+def standardised(data: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """A sequence (X, Y, Z) in standard deviations over what is not 0, smoothed with a Gaussian of 2 mm."""
     known = data[data != 0].astype(np.float64)
     if not known.size:
         return np.zeros(data.shape)
@@ -234,7 +196,8 @@ def _standardised(data: np.ndarray, spacing: tuple[float, float, float]) -> np.n
     return gaussian_filter(values, _steps(_SMOOTHING_MM, spacing))
 
 
-def _component(found: np.ndarray, explanation: Explanation, evidence: np.ndarray) -> np.ndarray:
+def one_component(found: np.ndarray, explanation: Explanation, evidence: np.ndarray) -> np.ndarray:
+    """The connected component of a mask (X, Y, Z) that holds most evidence of positive regions; none where none does."""
     positive = np.zeros(found.shape, dtype=bool)
     for region in explanation.regions:
         positive[region.slices] |= region.positive
