@@ -197,7 +197,7 @@ def standardised(data: np.ndarray, spacing: tuple[float, float, float]) -> np.nd
 
 
 def one_component(found: np.ndarray, explanation: Explanation, evidence: np.ndarray) -> np.ndarray:
-    """The connected component of a mask (X, Y, Z) that holds most evidence of positive regions; none where none does."""
+    """The component of a mask (X, Y, Z) that holds most evidence of positive regions; none where none does."""
     positive = np.zeros(found.shape, dtype=bool)
     for region in explanation.regions:
         positive[region.slices] |= region.positive
