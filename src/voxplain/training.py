@@ -23,6 +23,9 @@ from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, write_json, writing
 
 _CHECKPOINT = "checkpoint.pt"
+# What is called after an epoch: its number (1-based), the network whose weights were validated, the mean training loss
+# and the validation loss (NaN without validation examples).
+AfterEpoch = Callable[[int, nn.Module, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,15 @@ def train(
     stop_after: int | None = None,
     compute: Compute | None = None,
     title: str = "training",
+    after_epoch: AfterEpoch | None = None,
 ) -> Trained:
     """Train a network with one sigmoid output on binary cross-entropy; the best weights end up in the network.
 
     With validation examples the epoch that the settings' tolerance names is kept; without, the last one, which
     `stop_after` may put before the last one of the settings. After every epoch a checkpoint is written into `folder`;
-    a training that was killed goes on from there and comes to the same result.
+    a training that was killed goes on from there and comes to the same result. `after_epoch` is called before that
+    checkpoint: for every epoch at least once, and again, with the same weights, for one whose checkpoint was not
+    written. It must leave the network as it is.
 
     Raises:
         InputError: no example of one of the two labels, or a checkpoint of a training with other settings.
@@ -182,6 +188,8 @@ def train(
             else:
                 records = [(epoch, losses[-1], 0.0, _weights(averaged))]
             seconds += time.perf_counter() - started
+            if after_epoch is not None:
+                after_epoch(epoch, averaged, losses[-1], validation_losses[-1] if validation else math.nan)
             _write_checkpoint(
                 checkpoint,
                 {
