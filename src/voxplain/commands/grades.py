@@ -64,7 +64,7 @@ def train_grades(
 def study_grade_phantoms(
     out: Out,
     n: Annotated[int, typer.Option("--n", help="patients of each cohort, half of high and half of low grade")] = 60,
-    preset: PresetName = "small",
+    preset: Annotated[str, typer.Option(help="phantoms (seconds a fold, 4 mm), small or paper")] = "phantoms",
     quick: Quick = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -80,7 +80,7 @@ def study_grade_phantoms(
 
     grade_phantoms.study(
         out,
-        n=n,
+        n=min(n, 6) if quick else n,
         preset="quick" if quick else preset,
         seed=seed,
         compute=compute_of(device, memory, threads),

@@ -24,11 +24,10 @@ from voxplain.datasets.hemispheres import split
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
-from voxplain.io.bundle import load_model, save_model
+from voxplain.io.bundle import build_network, load_model, save_model
 from voxplain.metrics.classification import auc_within, balanced_accuracy
 from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.model import Card, Model
-from voxplain.networks.resnet import resnet
 from voxplain.studies.model_page import model_page
 from voxplain.studies.task import Labelled, Preset, Task
 from voxplain.training import Settings, finish, train
@@ -163,7 +162,7 @@ def new_network(card: Card, seed: int) -> torch.nn.Module:
     """A freshly initialised network; the seed decides its weights, and the global generator is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return resnet(**card.arguments)
+        return build_network(card)
 
 
 def _check_both_labels(index: int, lines: Sequence[Mapping[str, Any]], training: Collection[str]) -> None:

@@ -46,7 +46,27 @@ PRESETS = {
     # Sizes that finish on two CPU cores.
     "small": Preset(
         _SMALL,
-        Settings(epochs=20, patience=20, batch_size=2, learning_rate=1e-3, averaging=0.95, augmentation=False),
+        Settings(epochs=20, patience=20, batch_size=4, learning_rate=1e-3, averaging=0.95, augmentation="gentle"),
+    ),
+    # What `voxplain study grade-phantoms` learns with, in seconds a fold. At 4 mm vessels, which are as bright on T1ce
+    # as a tumour's rim, have all but gone; a ResNet-10 at 2 mm knew forty phantoms by heart before it saw the rim.
+    "phantoms": Preset(
+        dataclasses.replace(
+            _SMALL,
+            name="tumour-grade-phantoms",
+            spacing=(4, 4, 4),
+            shape=(40, 48, 38),
+            factory="voxplain.networks.local:LocalClassifier",
+            arguments={
+                "in_channels": 4,
+                "classes": 1,
+                "widths": [8, 16],
+                "kernels": [3, 1],
+                "strides": [2, 1],
+                "places": 5,
+            },
+        ),
+        Settings(epochs=40, patience=40, batch_size=4, learning_rate=1e-2, averaging=0.8, augmentation="gentle"),
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.
     "quick": Preset(
