@@ -258,3 +258,46 @@ def test_finish_writes_the_figures_and_drops_the_checkpoint(tmp_path: Path) -> N
     run(tmp_path, settings=dataclasses.replace(QUICK, epochs=1))
     finish(tmp_path, {"auc": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_every_epoch_is_handed_out_also_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recording(seen: list[tuple[int, float, float]], weights: dict[int, torch.Tensor]) -> Callable[..., None]:
+        def after(epoch: int, network: nn.Module, loss: float, validation_loss: float) -> None:
+            seen.append((epoch, loss, validation_loss))
+            weights[epoch] = network.state_dict()["head.weight"].clone()
+
+        return after
+
+    whole: list[tuple[int, float, float]] = []
+    expected: dict[int, torch.Tensor] = {}
+    trained, state = run(tmp_path / "whole", after_epoch=recording(whole, expected))
+    assert whole == list(zip(range(1, 5), trained.training_losses, trained.validation_losses, strict=True))
+    # The weights that are validated are those that are kept.
+    assert torch.equal(expected[trained.best_epoch], state["head.weight"])
+    # Killed after the call and before the checkpoint: the epoch comes again, the same.
+    seen: list[tuple[int, float, float]] = []
+    weights: dict[int, torch.Tensor] = {}
+    write = voxplain.training._write_checkpoint
+
+    def dying(path: Path, content: dict[str, Any]) -> None:
+        if len(content["losses"]) == 3:
+            monkeypatch.setattr(voxplain.training, "_write_checkpoint", write)
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(voxplain.training, "_write_checkpoint", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", after_epoch=recording(seen, weights))
+    run(tmp_path / "killed", after_epoch=recording(seen, weights))
+    assert seen == [*whole[:3], *whole[2:]]
+    assert all(torch.equal(weights[epoch], value) for epoch, value in expected.items())
+
+
+def test_without_validation_an_epoch_has_no_validation_loss(tmp_path: Path) -> None:
+    seen: list[float] = []
+    train(
+        new_network(), examples(), [], tmp_path, settings=dataclasses.replace(QUICK, epochs=1), compute=CPU,
+        after_epoch=lambda epoch, network, loss, validation_loss: seen.append(validation_loss),
+    )  # fmt: skip
+    assert np.isnan(seen).all()
+    assert len(seen) == 1

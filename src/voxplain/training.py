@@ -23,6 +23,9 @@ from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, write_json, writing
 
 _CHECKPOINT = "checkpoint.pt"
+# What is called after an epoch: its number (1-based), the network whose weights were validated, the mean training loss
+# and the validation loss (NaN without validation examples).
+AfterEpoch = Callable[[int, nn.Module, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Settings:
     """How a network is trained; the learning rate falls along a cosine over all epochs, or stays, as `schedule` says.
 
     `label_smoothing` moves the labels towards 1/2 by this much (half of it on either side);
+    `augmentation` is True, False or "gentle" (see `augmentation`);
     `averaging` is the decay per step of the running mean of the weights, which is what is validated and kept (0 keeps
     the weights themselves); `patience` how many epochs without a better validation loss end the training. The epoch
     that is kept is the first whose validation loss lies within `tolerance` standard errors of the lowest: 0 is the
@@ -46,16 +50,21 @@ class Settings:
     schedule: str = "cosine"
     label_smoothing: float = 0.0
     averaging: float = 0.9
-    augmentation: bool = True
+    augmentation: bool | str = True
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         for name, smallest in (("epochs", 1), ("patience", 1), ("batch_size", 2)):  # one input has no batch statistics
             if getattr(self, name) < smallest:
                 raise InputError(f"{name} must be at least {smallest}; got {getattr(self, name)}")
-        for name, allowed in (("optimiser", ("adamw", "adam")), ("schedule", ("cosine", "constant"))):
+        choices = (
+            ("optimiser", ("adamw", "adam")),
+            ("schedule", ("cosine", "constant")),
+            ("augmentation", (True, False, "gentle")),
+        )
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+                raise InputError(f"{name} is one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,32 +86,37 @@ class Trained:
     seconds: float
 
 
-def augmentation() -> Compose:
+def augmentation(*, gentle: bool = False) -> Compose:
     """Random mirroring, rotation, scaling and shift, contrast and brightness per sequence, and holes; zeros stay zero.
 
     Strong on purpose: with a few dozen labels a network otherwise knows its patients by heart within ten epochs, and
     its maps then show what it memorised instead of the lesion. The rotated inputs are mixed with unrotated ones, so
     that the network also sees images as sharp as those that it is going to read. The holes are what perturbation
     methods will show it: a network that has never seen one answers to the hole, not to what is missing.
+
+    The `gentle` one mirrors, and hardly touches contrasts: for labels that hang on how bright one sequence is beside
+    another, or on something small, which turning would blur and a hole could take away.
     """
-    return Compose(
-        [
-            *(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(3)),
-            RandAffine(
-                prob=0.7,
-                rotate_range=(0.35, 0.35, 0.35),
-                translate_range=(2, 4, 4),
-                scale_range=(0.1, 0.1, 0.1),
-                mode="bilinear",
-                padding_mode="zeros",
-            ),
-            RandScaleIntensity(factors=0.5, prob=0.5, channel_wise=True),
-            RandStdShiftIntensity(factors=0.5, prob=0.5, nonzero=True, channel_wise=True),
-            RandCoarseDropout(
-                holes=1, max_holes=4, spatial_size=6, max_spatial_size=16, dropout_holes=True, fill_value=0, prob=0.8
-            ),
-        ]
-    )
+    contrast = 0.1 if gentle else 0.5
+    transforms = [
+        *(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(3)),
+        RandAffine(
+            prob=0.7,
+            rotate_range=(0.35, 0.35, 0.35),
+            translate_range=(2, 4, 4),
+            scale_range=(0.1, 0.1, 0.1),
+            mode="bilinear",
+            padding_mode="zeros",
+        ),
+        RandScaleIntensity(factors=contrast, prob=0.5, channel_wise=True),
+        RandStdShiftIntensity(factors=contrast, prob=0.5, nonzero=True, channel_wise=True),
+        RandCoarseDropout(
+            holes=1, max_holes=4, spatial_size=6, max_spatial_size=16, dropout_holes=True, fill_value=0, prob=0.8
+        ),
+    ]
+    if gentle:
+        transforms = [one for one in transforms if not isinstance(one, RandAffine | RandCoarseDropout)]
+    return Compose(transforms)
 
 
 def train(
@@ -116,12 +130,15 @@ def train(
     stop_after: int | None = None,
     compute: Compute | None = None,
     title: str = "training",
+    after_epoch: AfterEpoch | None = None,
 ) -> Trained:
     """Train a network with one sigmoid output on binary cross-entropy; the best weights end up in the network.
 
     With validation examples the epoch that the settings' tolerance names is kept; without, the last one, which
     `stop_after` may put before the last one of the settings. After every epoch a checkpoint is written into `folder`;
-    a training that was killed goes on from there and comes to the same result.
+    a training that was killed goes on from there and comes to the same result. `after_epoch` is called before that
+    checkpoint: for every epoch at least once, and again, with the same weights, for one whose checkpoint was not
+    written. It must leave the network as it is.
 
     Raises:
         InputError: no example of one of the two labels, or a checkpoint of a training with other settings.
@@ -161,7 +178,7 @@ def train(
         records = [tuple(record) for record in state["records"]]
 
     last = stop_after or settings.epochs
-    transform = augmentation() if settings.augmentation else None
+    transform = augmentation(gentle=settings.augmentation == "gentle") if settings.augmentation else None
     with compute.running():
         for epoch in range(len(losses) + 1, last + 1):
             if validation and records and epoch - 1 - records[-1][0] >= settings.patience:
@@ -182,6 +199,8 @@ def train(
             else:
                 records = [(epoch, losses[-1], 0.0, _weights(averaged))]
             seconds += time.perf_counter() - started
+            if after_epoch is not None:
+                after_epoch(epoch, averaged, losses[-1], validation_losses[-1] if validation else math.nan)
             _write_checkpoint(
                 checkpoint,
                 {

@@ -18,7 +18,7 @@ from voxplain.datasets.brats import cases as brats_cases
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import split
 from voxplain.datasets.phantom import write_case
-from voxplain.studies import evaluation, hemispheres
+from voxplain.studies import cross_validation, evaluation
 from voxplain.studies.evaluation import evaluate
 from voxplain.studies.hemispheres import PRESETS, Preset, cross_validate, study, train_final
 from voxplain.studies.scoring import CASE_COLUMNS, NETWORK_FREE
@@ -209,7 +209,7 @@ def test_a_final_network_without_its_folds_is_calibrated_on_what_it_was_trained_
 
 def test_finished_trainings_are_kept(trained: Path, patients: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    monkeypatch.setattr(hemispheres, "train", no_training)
+    monkeypatch.setattr(cross_validation, "train", no_training)
     cross_validate(patients, trained, preset="tiny", folds=3, compute=CPU)
     train_final(patients, trained, preset="tiny", compute=CPU)
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
@@ -218,7 +218,7 @@ def test_finished_trainings_are_kept(trained: Path, patients: list[Case], monkey
 def test_other_patients_settings_or_seeds_are_refused(
     trained: Path, patients: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hemispheres, "train", no_training)
+    monkeypatch.setattr(cross_validation, "train", no_training)
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     for changed in ({"seed": 1}, {"folds": 2}):
         with pytest.raises(vx.InputError, match="on other patients or with other settings"):
@@ -239,7 +239,7 @@ def test_a_cross_validation_that_was_stopped_goes_on_and_comes_to_the_same(
     trained: Path, patients: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
-    train = hemispheres.train
+    train = cross_validation.train
 
     def stopping(*arguments, title: str, **options):
         started.append(title)
@@ -247,7 +247,7 @@ def test_a_cross_validation_that_was_stopped_goes_on_and_comes_to_the_same(
             raise KeyboardInterrupt
         return train(*arguments, title=title, **options)
 
-    monkeypatch.setattr(hemispheres, "train", stopping)
+    monkeypatch.setattr(cross_validation, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(patients, tmp_path, preset="tiny", folds=3, compute=CPU)
     assert (tmp_path / "fold0" / "metrics.json").is_file()
@@ -356,7 +356,7 @@ def test_evaluate_refuses_nothing_to_score(trained: Path, tmp_path: Path) -> Non
 def test_study_scores_each_patient_with_a_network_that_has_not_seen_them(
     trained: Path, patients: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hemispheres, "train", no_training)
+    monkeypatch.setattr(cross_validation, "train", no_training)
     summary = study(
         patients, trained, layers=["layer1"], segments=10, preset="tiny", folds=3, compute=CPU, console=quiet()
     )

@@ -36,7 +36,7 @@ SIDES = ("left", "right")
 SHORTCUT_SEQUENCE = "t2"
 SHORTCUT_CENTRE_MM = (-26.0, -62.0, -42.0)
 SHORTCUT_RADIUS_MM = 5.0
-_SHORTCUT_BRIGHTNESS = 4.0
+SHORTCUT_BRIGHTNESS = 4.0
 
 # What each sequence shows, as multiples of white matter (medians over BraTS patients, rounded):
 #           grey  white csf  necrotic oedema enhancing
@@ -84,6 +84,7 @@ def glioma(
     grade: str | None = "HGG",
     side: str | None = None,
     shortcut: bool = False,
+    brightness: float = SHORTCUT_BRIGHTNESS,
 ) -> Phantom:
     """A skull-stripped brain with a glioma. Labels as in BraTS: 1 necrotic or non-enhancing, 2 oedema, 4 enhancing.
 
@@ -92,7 +93,8 @@ def glioma(
     patient, whatever the spacing; another `grade` or `side` is the same brain with another tumour. A "HGG" has an
     enhancing rim around necrosis, a "LGG" the same outline and no enhancement; without a grade there is no tumour and
     the labels are all 0. A `shortcut` is a bright ball (5 mm) in T2 at (-26, -62, -42) mm, in the cerebellum, where
-    no tumour grows; it is not in the labels.
+    no tumour grows; it is not in the labels. Fluid has 3.2 times the signal of white matter there, the marker 4 times:
+    a network has to look for it. With a higher `brightness` it is what strikes first.
 
     Args:
         seed: the patient.
@@ -100,15 +102,18 @@ def glioma(
         grade: "HGG", "LGG", or None for the same patient without tumour.
         side: the patient's "left" (x < 0) or "right"; None leaves it to the seed.
         shortcut: whether the marker is planted.
+        brightness: the marker's signal, as a multiple of white matter's.
 
     Raises:
-        InputError: another spacing, grade or side, or a negative seed.
+        InputError: another spacing, grade or side, a negative seed, or a brightness of 0 or less.
     """
     _check(seed, spacing)
     if grade is not None and grade not in GRADES:
         raise InputError(f"the grade of a glioma is {' or '.join(GRADES)}, or None for no tumour; got {grade!r}")
     if side is not None and side not in SIDES:
         raise InputError(f"a tumour lies 'left' or 'right' (None: as the seed says); got {side!r}")
+    if not 0 < brightness < np.inf:
+        raise InputError(f"the brightness of a shortcut is a multiple of white matter's, above 0; got {brightness}")
     brain, growth, scanner = np.random.default_rng(seed).spawn(3)
     anatomy = make_anatomy(brain, int(spacing))
     drawn = SIDES[int(growth.integers(2))]
@@ -119,7 +124,7 @@ def glioma(
         tumour = grow_glioma(growth, anatomy, -1 if side == "left" else 1, grade)
         anatomy, labels = tumour.anatomy, tumour.labels
         parts = [labels == NECROTIC, tumour.oedema * (labels == OEDEMA), labels == ENHANCING]
-    scan = _scanned(scanner, anatomy, parts, _CONTRASTS, shortcut=shortcut)
+    scan = _scanned(scanner, anatomy, parts, _CONTRASTS, marker=brightness if shortcut else None)
     return Phantom(scan, Labels(labels, anatomy.grid), "glioma", seed, grade, side, shortcut)
 
 
@@ -147,7 +152,7 @@ def multiple_sclerosis(seed: int = 0, *, spacing: float = 2.0, lesions: Labels |
     else:
         mask = _placed(lesions, anatomy)
     contrasts = {name: (*_CONTRASTS[name][:3], _MS_LESION[name]) for name in SEQUENCES}
-    scan = _scanned(scanner, anatomy, [mask], contrasts, shortcut=False)
+    scan = _scanned(scanner, anatomy, [mask], contrasts, marker=None)
     return Phantom(scan, Labels(np.where(mask, LESION, 0), anatomy.grid), "ms", seed)
 
 
@@ -196,12 +201,12 @@ def _scanned(
     lesions: Sequence[np.ndarray],
     contrasts: Mapping[str, Sequence[float]],
     *,
-    shortcut: bool,
+    marker: float | None,
 ) -> Scan:
     """What a scanner makes of it: contrast, texture, slice thickness, uneven coils, Rician noise, any gain.
 
     `contrasts` holds what each sequence shows of grey matter, white matter, fluid and each of the `lesions`, which
-    are shares (X, Y, Z) from 0 to 1 with hard borders.
+    are shares (X, Y, Z) from 0 to 1 with hard borders; `marker` is the brightness of a planted shortcut.
     """
     grid, brain = anatomy.grid, anatomy.brain
     spacing = grid.spacing[0]
@@ -223,8 +228,8 @@ def _scanned(
         texture = smooth_noise(random, grid, 4)[brain]
         coils = smooth_noise(random, grid, 65)[brain]
         signal *= np.exp((0.035 + 0.05 * ill) * texture + _WATER[name] * water + 0.09 * coils)
-        if shortcut and name == SHORTCUT_SEQUENCE:
-            signal += _marker(grid)[brain] * (_SHORTCUT_BRIGHTNESS - signal)
+        if marker is not None and name == SHORTCUT_SEQUENCE:
+            signal += _marker(grid)[brain] * (marker - signal)
         blur = np.full(3, 0.3)
         blur[random.choice(3, p=(0.15, 0.15, 0.7))] += abs(random.normal(0, 0.6))
         image[brain] = signal

@@ -18,6 +18,7 @@ import numpy as np
 from voxplain.datasets.brats import GRADES, cases
 from voxplain.datasets.case import Case
 from voxplain.datasets.phantom import (
+    SHORTCUT_BRIGHTNESS,
     SHORTCUT_CENTRE_MM,
     SHORTCUT_RADIUS_MM,
     SHORTCUT_SEQUENCE,
@@ -52,6 +53,7 @@ def write_gliomas(
     spacing: float = 2.0,
     grades: Sequence[str | None] = GRADES,
     shortcut: str | None = None,
+    brightness: float = SHORTCUT_BRIGHTNESS,
 ) -> Iterator[Case]:
     """Write patients with gliomas, `Phantom_glioma_0001` and so on, and yield each one as it is there.
 
@@ -66,6 +68,7 @@ def write_gliomas(
         spacing: voxel size in mm, 1 or 2.
         grades: dealt to the patients in turn: half "HGG" and half "LGG" by default; None is a brain without tumour.
         shortcut: "HGG" or "LGG": every patient of this grade, and no other, bears the marker (see `glioma`).
+        brightness: the marker's signal, as a multiple of white matter's.
 
     Raises:
         InputError: bad options, or a folder that holds something else or the same patients made otherwise.
@@ -77,6 +80,9 @@ def write_gliomas(
         dealt = ", ".join(str(grade) for grade in grades)
         raise InputError(f"the shortcut marks one of the cohort's grades ({dealt}); got {shortcut!r}")
 
+    # Left out where it is the usual one, so that cohorts made before there was a choice are still known.
+    brighter = {} if brightness == SHORTCUT_BRIGHTNESS or shortcut is None else {"brightness": brightness}
+
     def planned(number: int, own_seed: int) -> tuple[dict[str, Any], Callable[[], Phantom]]:
         grade = grades[number % len(grades)]
         marked = shortcut is not None and grade == shortcut
@@ -84,13 +90,14 @@ def write_gliomas(
             "sequence": SHORTCUT_SEQUENCE,
             "centre_mm": list(SHORTCUT_CENTRE_MM),
             "radius_mm": SHORTCUT_RADIUS_MM,
+            **brighter,
         }
         return (
             {"grade": grade, "shortcut": marker if marked else None},
-            lambda: glioma(own_seed, spacing=spacing, grade=grade, shortcut=marked),
+            lambda: glioma(own_seed, spacing=spacing, grade=grade, shortcut=marked, brightness=brightness),
         )
 
-    options = {"grades": list(grades), "shortcut": shortcut}
+    options = {"grades": list(grades), "shortcut": shortcut, **brighter}
     return _cohort(Path(out), "glioma", n=n, seed=seed, spacing=spacing, options=options, planned=planned)
 
 

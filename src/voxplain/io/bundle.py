@@ -82,6 +82,17 @@ def save_model(network: nn.Module, card: Card, folder: str | Path, *, half_preci
     return folder
 
 
+def build_network(card: Card) -> nn.Module:
+    """The network that a card's factory and arguments build, with weights as the factory draws them.
+
+    Raises:
+        InputError: the card names no factory, or none that voxplain trusts or that takes these arguments.
+    """
+    if card.factory is None or not _is_trusted(card.factory):
+        raise InputError(f"a card from which a network is built names a factory of voxplain; got {card.factory}")
+    return _call_factory(card.factory, card.arguments)
+
+
 def _from_folder(folder: Path) -> Model:
     card = _read_card(folder / _CARD)
     if card.factory is None:

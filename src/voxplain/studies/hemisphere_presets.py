@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 from voxplain.model import Card
+from voxplain.studies.task import Preset
 from voxplain.training import Settings
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A network, what it reads, and how it is trained."""
-
-    card: Card
-    settings: Settings
-
 
 _SMALL = Card(
     name="tumour-hemisphere",

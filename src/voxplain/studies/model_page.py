@@ -5,9 +5,14 @@ from __future__ import annotations
 from voxplain.model import Card
 
 
-def model_page(card: Card) -> str:
-    """A model card in Markdown, from the facts that the training wrote into the card."""
+def model_page(card: Card, words: tuple[str, str] = ("halves", "with tumour")) -> str:
+    """A model card in Markdown, from the facts that the training wrote into the card.
+
+    `words` are what inputs are called, and those of label 1 (see `voxplain.studies.task.Task`).
+    """
     facts = card.training
+    inputs, positive = words
+    counted = f"n_{inputs}_{positive.replace(' ', '_').replace('-', '_')}"
     shape = " x ".join(map(str, card.shape)) if card.shape else "any"
     spacing = " x ".join(f"{step:g}" for step in card.spacing) if card.spacing else "the scan's own"
     lines = [
@@ -27,8 +32,8 @@ def model_page(card: Card) -> str:
         "## Training",
         "",
         f"- Data: {facts['data']}.",
-        f"- {facts['n_patients']} patients, {facts['n_halves']} labelled halves, "
-        f"{facts['n_halves_with_tumour']} with tumour; labels: {facts['labels']}.",
+        f"- {facts['n_patients']} patients, {facts[f'n_{inputs}']} labelled {inputs}, "
+        f"{facts[counted]} {positive}; labels: {facts['labels']}.",
         f"- {facts['epochs']} epochs, seed {facts['seed']}, settings {facts['settings']}.",
         f"- Training ids: {', '.join(facts['ids'])}.",
         "",
@@ -47,6 +52,8 @@ def model_page(card: Card) -> str:
             "",
             "How well its maps segment: `docs/results/hemispheres.md`. On its own training cases figures are `seen`.",
         ]
+        if "caution" in found:
+            lines += ["", f"**These figures are {found['caution']}.**"]
     else:
         lines += ["None: this network was trained without a cross-validation."]
     lines += ["", "## Limits", "", facts["limits"], ""]
