@@ -17,9 +17,10 @@ from voxplain import cli
 from voxplain.datasets.brats import cases as brats_cases
 from voxplain.datasets.case import Case
 from voxplain.datasets.phantom import write_case
-from voxplain.studies import hemispheres, relevance
+from voxplain.studies import cross_validation, grades, hemispheres, relevance
+from voxplain.studies.cross_validation import new_network
 from voxplain.studies.paper_tables import PAPER
-from voxplain.studies.relevance import TOO_FEW, evaluate, study, too_few
+from voxplain.studies.relevance import evaluate, study
 from voxplain.studies.relevance_presets import PRESETS, RelevancePreset, preset_of
 from voxplain.studies.scoring import CASE_COLUMNS, NETWORK_FREE, SCORE_COLUMNS
 from voxplain.training import Settings
@@ -62,8 +63,10 @@ def _tiny_preset() -> Iterator[None]:
         arguments={**small.arguments, "width": 4},
     )  # fmt: skip
     settings = Settings(epochs=2, patience=2, batch_size=4, learning_rate=2e-3)
+    graded = dataclasses.replace(card, name="grader", classes=("high-grade",), region="whole", shape=SHAPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(hemispheres.PRESETS, "tiny", hemispheres.Preset(card, settings))
+        patch.setitem(grades.PRESETS, "tiny", grades.Preset(graded, settings))
         yield
 
 
@@ -106,7 +109,8 @@ def test_the_study_writes_every_table_of_the_paper_and_what_needs_no_network(stu
     assert tuple(cases.columns) == CASE_COLUMNS
     assert not cases.duplicated(["case", "fold", "region", "table", "row", "metric", "kind"]).any()
     assert set(summary["table"]) == {
-        "classifier", "best-grouping-grid", "single-ranks", "cumulative-ranks", "comparison", "optimal", "cost",
+        "classifier", "best-grouping-grid", "single-ranks", "cumulative-ranks", "along-training",
+        "along-training-correlation", "comparison", "optimal", "cost",
     }  # fmt: skip
     rows = summary.groupby("table")["row"].agg(set)
     for table in ("best-grouping-grid", "single-ranks", "cumulative-ranks", "comparison"):
@@ -179,7 +183,7 @@ def test_a_finished_study_is_read_and_a_change_scores_again_what_changed(
 
     monkeypatch.setattr(relevance, "score_method", counting)
     monkeypatch.setattr(relevance, "score_cells", nothing)
-    monkeypatch.setattr(hemispheres, "train", nothing)
+    monkeypatch.setattr(cross_validation, "train", nothing)
     before = (studied / "relevance" / "scores.tsv").read_bytes()
     study(patients, studied, size=SIZE, compute=CPU, console=quiet())
     assert asked == []
@@ -227,7 +231,7 @@ def test_a_network_of_whole_scans_is_scored_whatever_it_predicts(patients: list[
         hemispheres.PRESETS["tiny"].card, name="grader", classes=("high-grade",), region="whole", shape=SHAPE,
         threshold=0.999,
     )  # fmt: skip
-    model = vx.Model(hemispheres._new_network(card, 0), card)
+    model = vx.Model(new_network(card, 0), card)
     size = dataclasses.replace(SIZE, grid_segments=(5,))
     summary = evaluate(model, patients, tmp_path, size=size, layers=["layer1"], compute=CPU, console=quiet())
     cases = pd.read_csv(tmp_path / "cases.tsv", sep="\t")
@@ -264,11 +268,6 @@ def test_what_a_study_refuses_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_grades_need_their_own_classifier(patients: list[Case], tmp_path: Path) -> None:
-    with pytest.raises(vx.InputError, match="--label grade needs a classifier of whole scans"):
-        study(patients, tmp_path / "out", label="grade", size=SIZE, compute=CPU)
-
-
 def test_what_an_evaluation_refuses_before_any_work(studied: Path, patients: list[Case], tmp_path: Path) -> None:
     model = vx.load_model(studied / "fold0")
     with pytest.raises(vx.InputError, match="a network that reads halves"):
@@ -279,35 +278,23 @@ def test_what_an_evaluation_refuses_before_any_work(studied: Path, patients: lis
     assert not (tmp_path / "out").exists()
 
 
-def graded(grade: str, number: int) -> Case:
-    return Case(f"{grade}{number}", f"{grade}{number}", {}, None, grade, {})
-
-
-@pytest.mark.parametrize(("low", "said"), [(0, TOO_FEW), (3, TOO_FEW), (9, TOO_FEW), (10, None)])
-def test_fewer_than_ten_patients_of_a_grade_mean_nothing(low: int, said: str | None) -> None:
-    cases = [graded("HGG", number) for number in range(31)] + [graded("LGG", number) for number in range(low)]
-    assert too_few(cases, "grade") == said
-    assert too_few(cases, "hemisphere") is None
-    # A patient who was scanned twice is one patient.
-    twice = [*cases, *(dataclasses.replace(case, id=f"{case.id}_2") for case in cases)]
-    assert too_few(twice, "grade") == said
-
-
-def test_every_figure_of_too_few_is_marked(
-    studied: Path, patients: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relevance, "too_few", lambda cases, label: TOO_FEW)
+def test_grades_of_few_patients_are_marked(patients: list[Case], tmp_path: Path) -> None:
+    graded = [dataclasses.replace(case, grade="LGG" if number % 2 else "HGG") for number, case in enumerate(patients)]
     said = io.StringIO()
-    study(patients, studied, size=SIZE, compute=CPU, console=Console(file=said, width=300))
-    out = studied / "relevance"
+    size = dataclasses.replace(SIZE, methods_folds=1, grid_segments=(5,))
+    console = Console(file=said, width=300)
+    study(graded, tmp_path, label="grade", fill="blank", size=size, compute=CPU, console=console)
+    too_few = grades.too_few(graded)
+    assert too_few is not None
+    out = tmp_path / "relevance"
     for name in ("scores.tsv", "cases.tsv"):
-        assert pd.read_csv(out / name, sep="\t")["kind"].str.endswith(f", {TOO_FEW}").all()
+        assert pd.read_csv(out / name, sep="\t")["kind"].str.endswith(f", {too_few}").all()
     figures = [line for line in said.getvalue().splitlines() if line.startswith(("lime/", "intensity/", "network"))]
     assert figures
-    assert all(TOO_FEW in line for line in figures)
+    assert all(too_few in line for line in figures)
     lines = [line for line in (out / "tables.md").read_text().splitlines() if line.startswith("| lime/")]
-    assert all(TOO_FEW in line for line in lines)
-    assert TOO_FEW in (out / "report.html").read_text(encoding="utf-8")
+    assert all(too_few in line for line in lines)
+    assert too_few in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_papers_preset_is_the_papers() -> None:

@@ -1,4 +1,4 @@
-"""The relevance study: evaluations 1, 2, 3 and 5 of papers 000 and 001, their figures beside ours.
+"""The relevance study: the five evaluations of papers 000 and 001, their figures beside ours.
 
 Folds are trained, or reused where they are finished; on validation patients the grid chooses supervoxels and fill; a
 perturbation network is trained against each of the first folds; and every method is scored on test patients, beside
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,8 @@ from voxplain.explain.optimal import PerturbationSettings, load_perturbation_net
 from voxplain.io.atomic import output_folder, read_json, write_json
 from voxplain.io.bundle import load_model
 from voxplain.model import Model
-from voxplain.studies import hemispheres
+from voxplain.studies import grades, hemispheres
+from voxplain.studies.along_training import along_training
 from voxplain.studies.perturbation import train_optimal
 from voxplain.studies.relevance_grid import best_cell, cells_of, fills_of, score_cells
 from voxplain.studies.relevance_presets import PRESETS, Cell, RelevancePreset
@@ -47,13 +47,11 @@ from voxplain.studies.relevance_rows import (
     score_network_free,
     target_of,
 )
-from voxplain.studies.scoring import CASE_COLUMNS
+from voxplain.studies.scoring import CASE_COLUMNS, SCORE_COLUMNS
 
 # The network that the classifier reads, by the name of its label.
 _REGIONS = {"hemisphere": "half", "grade": "whole"}
 _OPTIMAL = "optimal"
-_FEW = 10
-TOO_FEW = "too few to mean anything"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +83,7 @@ def study(
     compute: Compute,
     console: Console | None = None,
 ) -> pd.DataFrame:
-    """Run evaluations 1, 2, 3 and 5 on test patients of a cross-validation, into `out/relevance`.
+    """Run the five evaluations on the patients of a cross-validation, into `out/relevance`.
 
     Finished folds in `out` are kept, and so is every finished case and method: a study that was stopped goes on. `fill`
     stands beside blank on the same patients: "optimal" trains a perturbation network for each fold (with this `loss`,
@@ -132,10 +130,13 @@ def study(
         )
         work.append(Fold(index, model, grid, tested, beside, chooses=True))
     classifier = ("classifier", "network", "auc", "plain", summary["auc"], *summary["auc_interval"])
+    # The figures of evaluation 4 are those of halves: their labels are many enough for a loss that means something.
+    along = _along_training(cases, out, size, seed, compute) if label == "hemisphere" and size.along_seeds else []
     facts = {"label": label, "seed": seed, "size": dataclasses.asdict(size), "fill": fill, "loss": loss}
     return _run(
         work, output_folder(out / "relevance"), size, layers, facts, seed=seed, compute=compute,
-        console=console or Console(), too_few=too_few(cases, label), first=[(*classifier, summary["n_patients"])],
+        console=console or Console(), too_few=grades.too_few(cases) if label == "grade" else None,
+        first=[(*classifier, summary["n_patients"]), *along],
     )  # fmt: skip
 
 
@@ -178,27 +179,33 @@ def evaluate(
     )  # fmt: skip
 
 
-def too_few(cases: Sequence[Case], label: str) -> str | None:
-    """What is said of every figure where a class has fewer than ten patients; None where both have enough.
-
-    Only of grades: every patient of the hemisphere task has halves of both kinds, or may have.
-    """
-    if label != "grade":
-        return None
-    patients = Counter(grade for _, grade in {(case.patient, case.grade) for case in cases})
-    return TOO_FEW if min(patients["HGG"], patients["LGG"]) < _FEW else None
-
-
 def _cross_validate(
     label: str, cases: Sequence[Case], out: Path, *, preset: str, folds: int, seed: int, compute: Compute
 ) -> dict[str, Any]:
     """The folds of a label in `out/fold0`, ..., trained or found finished; returns what `out/metrics.json` holds."""
-    if label == "hemisphere":
-        return hemispheres.cross_validate(cases, out, preset=preset, folds=folds, seed=seed, compute=compute)
-    raise InputError(
-        f"--label {label} needs a classifier of whole scans (voxplain.studies.grades), which this version does not "
-        "have; use --label hemisphere"
+    train = grades.cross_validate if label == "grade" else hemispheres.cross_validate
+    return train(cases, out, preset=preset, folds=folds, seed=seed, compute=compute)
+
+
+def _along_training(
+    cases: Sequence[Case], out: Path, size: RelevancePreset, seed: int, compute: Compute
+) -> list[tuple[Any, ...]]:
+    """Evaluation 4, as lines of the summary: what is measured at each epoch, and its correlation with the loss."""
+    lines = along_training(
+        cases,
+        out / "along-training",
+        preset=size.training,
+        seeds=range(size.along_seeds),
+        epochs=size.along_epochs,
+        patients=size.along_patients,
+        folds=size.folds,
+        segments=size.segments,
+        seed=seed,
+        compute=compute,
     )
+    of_epochs = lines["row"].str.contains("/epoch ")
+    lines = lines.assign(table=np.where(of_epochs, "along-training", "along-training-correlation"))
+    return list(lines[list(SCORE_COLUMNS)].itertuples(index=False, name=None))
 
 
 def _check_fill(fill: str, region: str) -> None:

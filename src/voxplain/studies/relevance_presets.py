@@ -44,6 +44,9 @@ class RelevancePreset:
         shap_samples: coalitions of KernelSHAP.
         rise_masks: masks of RISE.
         occlusion_passes: windows of occlusion per region; None covers all of them.
+        along_seeds: trainings whose maps are followed epoch by epoch (hemisphere labels); 0 leaves evaluation 4 out.
+        along_epochs: epochs of each of them.
+        along_patients: at most so many validation patients whose maps are followed.
     """
 
     training: str
@@ -62,6 +65,9 @@ class RelevancePreset:
     shap_samples: int = 512
     rise_masks: int = 1000
     occlusion_passes: int | None = 300
+    along_seeds: int = 3
+    along_epochs: int = 8
+    along_patients: int = 6
 
     def __post_init__(self) -> None:
         for name in ("grid_folds", "methods_folds", "optimal_folds"):
@@ -112,6 +118,9 @@ PRESETS = {
         shap_samples=100,
         rise_masks=20,
         occlusion_passes=20,
+        along_seeds=1,
+        along_epochs=2,
+        along_patients=1,
     ),
 }
 

@@ -25,6 +25,10 @@ TITLES = {
     "over all supervoxels, and Dice",
     "single-ranks": "Evaluation 2: Dice of single ranks on test patients",
     "cumulative-ranks": "Evaluation 3: Dice of the first ranks together on test patients",
+    "along-training": "Evaluation 4: maps of validation patients at every epoch of a training; the paper shows "
+    "eight epochs, and measures nothing",
+    "along-training-correlation": "Evaluation 4: Spearman correlation of each measure's mean with the validation loss "
+    "over the epochs; epochs are not independent, hence no p-value, and n counts epochs",
     "comparison": "Evaluation 5: Dice of every method on the same test patients, beside what needs no network",
     "cost": "What a region costs, on this machine",
 }
