@@ -24,7 +24,7 @@ import torch
 from voxplain import cli
 from voxplain.grid import Grid
 from voxplain.io.bundle import load_model, save_model
-from voxplain.io.nifti import read, save
+from voxplain.io.nifti import read, read_labels, save
 from voxplain.model import Model
 from voxplain.scan import Labels, Scan
 
@@ -518,3 +518,43 @@ def test_checks_refuse_another_model_and_folders_without_results(
     shutil.move(patient, tmp_path / "moved")
     assert_refused(run("check", out, "--model", model), "the scan is not where it was explained", "--scan")
     assert run("check", out, "--model", model, "--scan", tmp_path / "moved", "--quick", "--threads", 1)[0] == 0
+
+
+def test_segment_outlines_and_leaves_what_a_report_reads(
+    run: Run, model: Path, patient: Path, files: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "lesion"
+    code, printed, error = run("segment", "--model", model, *files, "--out", out, "--segments", 10, "--threads", 1)
+    assert code == 0, error
+    assert "lesion: " in printed
+    masks = [read_labels(out / f"{name}-mask.nii.gz") for name in ("relevance-map", "grad-cam")]
+    assert (masks[0].data == masks[1].data).all()
+    assert read(patient).grid.difference(masks[0].grid) is None
+    rule = json.loads((out / "grad-cam.json").read_text())["mask"]["rule"]
+    assert rule == "mixture of flair, t2 from relevance-map and grad-cam"
+    assert run("report", out, "--out", tmp_path / "report.html")[0] == 0
+
+
+def test_segment_without_a_layer_to_watch(
+    run: Run, tiny_model: Model, tmp_path: Path, files: list[str], make_head: Any
+) -> None:
+    path, card = tmp_path / "model.pt", tmp_path / "card.json"
+    torch.jit.trace(tiny_model.network.eval(), torch.zeros(1, 4, 12, 16, 12)).save(path)
+    card.write_text(json.dumps(tiny_model.card.to_dict() | {"factory": None, "arguments": {}}))
+    out = tmp_path / "lesion"
+    arguments = ("--model", path, "--card", card, *files, "--out", out, "--segments", 10, "--border", "t1")
+    code, printed, error = run("segment", *arguments, "--threads", 1)
+    assert code == 0, error
+    assert "the relevance map alone says where" in error
+    assert not (out / "grad-cam.nii.gz").exists()
+    assert json.loads((out / "relevance-map.json").read_text())["mask"]["rule"] == "mixture of t1 from relevance-map"
+    assert "lesion: " in printed
+
+
+def test_segment_refuses(run: Run, model: Path, files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "lesion"
+    start = ("segment", "--model", model, "--out", out)
+    assert_refused(run(*start, *files, "--border", "adc"), "--border adc", "flair, t1, t1ce, t2", out=out)
+    assert_refused(run(*start, *files, "--layer", "layer9"), "no layer 'layer9'", out=out)
+    assert_refused(run(*start), "give either --scan", out=out)
+    assert_refused(run(*start, "--flair", tmp_path / "missing.nii.gz"), "missing.nii.gz", out=out)

@@ -71,6 +71,8 @@ def segment_scan(
         raise InputError(f"--border {', '.join(missing)}: the scan has {', '.join(read.channels)}")
     if layer is None and loaded.differentiable_inside and _STEM in loaded.layers:
         layer = _STEM
+    if layer is not None:
+        loaded.layer(layer)  # refused before anything runs, not after the relevance map
     output_folder(out)
     compute = compute_of(device, memory, threads)
     cut = "flair" if "flair" in loaded.card.channels else None
