@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 import voxplain as vx
 from voxplain.cli import app
 from voxplain.studies.cohort_page import sentences
+from voxplain.studies.refinement import TITLES
 from voxplain.studies.scoring import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +190,10 @@ def test_the_figures_of_the_readme_are_those_measured():
     maps = measured[measured.index.str.startswith("grad-cam/")]
     for value in (measured["relevance-map/blank/otsu"], maps.max(), measured["intensity/flair"]):
         assert f"{value:.2f}" in text, f"docs/results was measured again: the README's Dice should be {value:.2f}"
+    outlines = pd.read_csv(ROOT / "docs" / "results" / "refinement-scores.tsv", sep="\t")
+    outlines = outlines[(outlines["table"] == "halves") & (outlines["row"] == "fused/mixture")].set_index("metric")
+    assert f"`voxplain segment` {outlines.loc['dice', 'value']:.2f}" in text
+    assert f"{outlines.loc['dice_gain', 'value']:.2f} on\naverage" in text
 
 
 def test_the_tables_of_the_results_page_are_those_of_the_scores() -> None:
@@ -198,3 +203,14 @@ def test_the_tables_of_the_results_page_are_those_of_the_scores() -> None:
     assert markdown(scores) in page
     for sentence in sentences(scores, "relevance-map/blank/otsu"):
         assert sentence in page
+
+
+def test_the_tables_of_the_page_on_finishes_are_those_of_the_scores() -> None:
+    folder = ROOT / "docs" / "results"
+    scores = pd.read_csv(folder / "refinement-scores.tsv", sep="\t")
+    page = (folder / "refinement.md").read_text(encoding="utf-8")
+    assert markdown(scores, TITLES) in page
+    halves = scores[(scores["table"] == "halves") & (scores["row"] == "fused/mixture")].set_index("metric")
+    for metric, digits in (("dice", ".2f"), ("dice_gain", "+.3f")):
+        value, low, high = (format(halves.loc[metric, name], digits) for name in ("value", "low", "high"))
+        assert f"{value} [{low}, {high}]" in page
