@@ -44,8 +44,8 @@ EXPLAINERS = {
     _PAPERS: RelevanceMap(channel="flair"),
     _OURS: RelevanceMap(channel="flair", effect="signed", scale="logit"),
 }
-# Sixteen times white matter, as bright as a label that was burnt in: the easiest thing in the scan to learn. Of a marker
-# that the tumour outdoes (4 or 8 times) networks take no notice, and their maps rightly show the tumour.
+# Sixteen times white matter, as bright as a label that was burnt in: the easiest thing in the scan to learn. Networks
+# take no notice of a marker that the tumour outdoes (4 or 8 times), and their maps then show the tumour.
 _BRIGHTNESS = 16.0
 _MARKED = "HGG"
 _CRITERIA = {
@@ -71,9 +71,9 @@ def study(
 ) -> pd.DataFrame:
     """Make both cohorts, cross-validate the grade task on each, and see what every patient's top supervoxel lies on.
 
-    Each patient is explained by the network of the fold that has not seen them; a supervoxel is blanked, and the map
-    is the papers' |change of probability|, or ours, the signed fall of the raw score. Writes `scores.tsv`, `cases.tsv`, `tables.md`; the cohorts, folds and maps that are there
-    are kept in `out/plain` and `out/shortcut`.
+    Each patient is explained by the network of the fold that has not seen them: a supervoxel is blanked, and the map is
+    the papers' |change of probability|, or ours, the signed fall of the raw score. Writes `scores.tsv`, `cases.tsv`,
+    `tables.md`; the cohorts, folds and maps that are there are kept in `out/plain` and `out/shortcut`.
 
     Returns:
         A table with the columns `voxplain.studies.scoring.SCORE_COLUMNS`, one table per variant: AUC within folds, and
