@@ -122,7 +122,7 @@ def test_from_the_command_to_tables_and_again(
     assert (table.loc[table["metric"] == "auc", "n"] == 6).all()
     assert (table.loc[table["metric"] == "top_on_shortcut", "n"] == 3).all()
     facts = json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))
-    assert (facts["what"], facts["n"], facts["folds"]) == ("phantom (software check)", 6, 3)
+    assert (facts["what"], facts["n"], facts["folds"]) == ("phantom (software check)", 6, 5)
     # What is there is kept: nothing is trained or explained again.
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(cross_validation, "train", None)

@@ -37,13 +37,17 @@ from voxplain.studies.scoring import CASE_COLUMNS, SCORE_COLUMNS, write_tables
 
 REQUIRED = 0.95
 VARIANTS = ("plain", "shortcut")
-# Supervoxels are cut on FLAIR, as in the hemisphere study; probabilities saturate, so that scores are compared.
-EXPLAINER = RelevanceMap(channel="flair", scale="logit")
-# Eight times white matter: brighter than anything else in T2, so that the marker is the easiest thing to learn. One
-# that is hardly brighter than fluid (4 times) is not learnt: the tumour is easier, and the maps show the tumour.
-_BRIGHTNESS = 8.0
+# The papers' map, and ours, which knows for from against and reads the raw score; supervoxels are cut on FLAIR, as in
+# the hemisphere study.
+_PAPERS, _OURS = "relevance-map", "relevance-map-signed-logit"
+EXPLAINERS = {
+    _PAPERS: RelevanceMap(channel="flair"),
+    _OURS: RelevanceMap(channel="flair", effect="signed", scale="logit"),
+}
+# Sixteen times white matter, as bright as a label that was burnt in: the easiest thing in the scan to learn. Networks
+# take no notice of a marker that the tumour outdoes (4 or 8 times), and their maps then show the tumour.
+_BRIGHTNESS = 16.0
 _MARKED = "HGG"
-_ROW = "relevance-map"
 _CRITERIA = {
     "auc": "AUC within folds (test patients)",
     "top_inside_tumour": "top supervoxel inside the tumour (more than half of its voxels)",
@@ -60,21 +64,21 @@ def study(
     *,
     n: int = 60,
     preset: str = "phantoms",
-    folds: int = 3,
+    folds: int = 5,
     seed: int = 0,
     compute: Compute,
     console: Console | None = None,
 ) -> pd.DataFrame:
     """Make both cohorts, cross-validate the grade task on each, and see what every patient's top supervoxel lies on.
 
-    Each patient is explained by the network of the fold that has not seen them; the map is |change of the raw score|
-    with a supervoxel blanked. Writes `scores.tsv`, `cases.tsv`, `tables.md`; the cohorts, folds and maps that are there
-    are kept in `out/plain` and `out/shortcut`.
+    Each patient is explained by the network of the fold that has not seen them: a supervoxel is blanked, and the map is
+    the papers' |change of probability|, or ours, the signed fall of the raw score. Writes `scores.tsv`, `cases.tsv`,
+    `tables.md`; the cohorts, folds and maps that are there are kept in `out/plain` and `out/shortcut`.
 
     Returns:
         A table with the columns `voxplain.studies.scoring.SCORE_COLUMNS`, one table per variant: AUC within folds, and
         shares of patients, all of kind "plain", with bootstrap 95 % intervals over the n patients. Rows
-        "relevance-map/HGG" and "/LGG" are of that grade alone.
+        "relevance-map/HGG" and "/LGG" are of that grade alone. What is explained is the score of "high-grade".
 
     Raises:
         InputError: no such preset, or too few patients for the folds.
@@ -106,7 +110,7 @@ def study(
         "preset": preset,
         "card": chosen.card.to_dict(),
         "settings": dataclasses.asdict(chosen.settings),
-        "explainer": dataclasses.asdict(EXPLAINER),
+        "explainers": {name: dataclasses.asdict(explainer) for name, explainer in EXPLAINERS.items()},
         "marker": {"sequence": SHORTCUT_SEQUENCE, "brightness": _BRIGHTNESS, "radius_mm": SHORTCUT_RADIUS_MM},
         "versions": versions(),
     }
@@ -168,21 +172,23 @@ def _cases(
     for index, model, line in tracked(work, f"{variant}: explaining", shown=compute.progress):
         case = by_id[line["case"]]
         path = kept / f"{case.id}.json"
-        identity = [model.fingerprint, dataclasses.asdict(EXPLAINER), seed]
+        options = {name: dataclasses.asdict(explainer) for name, explainer in EXPLAINERS.items()}
+        identity = [model.fingerprint, options, seed]
         known = read_json(path)
         if known is None or known["identity"] != identity:
-            scan = case.scan()
-            why = EXPLAINER(model, scan, seed=seed, compute=quiet)
+            scan, tumour = case.scan(), case.tumour()
             marked = variant == "shortcut" and case.grade == _MARKED
-            known = {
-                "identity": identity,
-                "found": judged(why, case.tumour(), marker_mask(scan.grid) if marked else None),
+            marker = marker_mask(scan.grid) if marked else None
+            found = {
+                name: judged(explainer(model, scan, seed=seed, compute=quiet), tumour, marker)
+                for name, explainer in EXPLAINERS.items()
             }
+            known = {"identity": identity, "found": found}
             write_json(known, path)
-        assert case.grade is not None
-        values = {"label": line["label"], "probability": line["probability"], **known["found"]}
-        for metric, value in values.items():
-            row = "network" if metric in ("label", "probability") else f"{_ROW}/{case.grade}"
+        values = {("network", name): line[name] for name in ("label", "probability")}
+        for name, its in known["found"].items():
+            values |= {(f"{name}/{case.grade}", metric): value for metric, value in its.items()}
+        for (row, metric), value in values.items():
             rows.append((case.id, case.patient, index, "whole", variant, row, metric, "plain", float(value)))
     return pd.DataFrame(rows, columns=list(CASE_COLUMNS))
 
@@ -197,13 +203,11 @@ def scores(found: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         low, high = bootstrap_interval(arrays, statistic=auc_within, groups=network["patient"].to_numpy(), seed=seed)
         rows.append((str(variant), "network", "auc", "plain", auc_within(*arrays), low, high, len(network)))
         maps = its[its["row"] != "network"]
-        for metric in dict.fromkeys(maps["metric"]):
-            of = maps[maps["metric"] == metric]
-            groups = [(_ROW, of), *((str(row), group) for row, group in of.groupby("row"))]
-            for row, group in groups if len(groups) > 2 else groups[1:]:
-                low, high = bootstrap_interval(
-                    group["value"].to_numpy(), groups=group["patient"].to_numpy(), seed=seed
-                )  # fmt: skip
+        method = maps["row"].str.partition("/")[0]
+        for (name, metric), of in maps.groupby([method, "metric"], sort=False):
+            by_grade = [(str(row), group) for row, group in of.groupby("row")]
+            for row, group in by_grade if len(by_grade) == 1 else [(str(name), of), *by_grade]:
+                low, high = bootstrap_interval(group["value"].to_numpy(), groups=group["patient"].to_numpy(), seed=seed)
                 n = group["patient"].nunique()
                 rows.append((str(variant), row, str(metric), "plain", float(group["value"].mean()), low, high, n))
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
@@ -211,10 +215,10 @@ def scores(found: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 def markdown(summary: pd.DataFrame, caution: str | None = None) -> str:
     """The figures beside what is required of them, in Markdown."""
-    marked = f"{_ROW}/{_MARKED}"
     required = {(variant, "network", "auc") for variant in VARIANTS}
-    required |= {("plain", row, "top_inside_tumour") for row in (_ROW, marked)}
-    required |= {("shortcut", marked, "top_on_shortcut")}
+    for name in EXPLAINERS:
+        required |= {("plain", row, "top_inside_tumour") for row in (name, f"{name}/{_MARKED}")}
+        required |= {("shortcut", f"{name}/{_MARKED}", "top_on_shortcut")}
     lines = [f"**{SOFTWARE_CHECK}**: grade of made gliomas" + (f"; {caution}" if caution else ""), ""]
     lines += ["| variant | row | figure | kind | measured | required | n |", "|---|---|---|---|---|---|---:|"]
     for line in summary.to_dict(orient="records"):

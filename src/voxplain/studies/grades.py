@@ -66,7 +66,15 @@ PRESETS = {
                 "places": 5,
             },
         ),
-        Settings(epochs=40, patience=40, batch_size=4, learning_rate=1e-2, averaging=0.8, augmentation="gentle"),
+        Settings(
+            epochs=40,
+            patience=40,
+            batch_size=4,
+            learning_rate=1e-2,
+            label_smoothing=0.1,
+            averaging=0.8,
+            augmentation="gentle",
+        ),
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.
     "quick": Preset(
