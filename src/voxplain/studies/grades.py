@@ -49,7 +49,7 @@ PRESETS = {
         Settings(epochs=20, patience=20, batch_size=4, learning_rate=1e-3, averaging=0.95, augmentation="gentle"),
     ),
     # What `voxplain study grade-phantoms` learns with, in seconds a fold. At 4 mm vessels, which are as bright on T1ce
-    # as a tumour's rim, have all but gone; a ResNet-10 at 2 mm knew forty phantoms by heart before it saw the rim.
+    # as a tumour's rim, have all but gone; a ResNet-10 at 2 mm knew 33 phantoms by heart before it saw a rim.
     "phantoms": Preset(
         dataclasses.replace(
             _SMALL,
