@@ -17,7 +17,9 @@ from typer.core import TyperGroup
 
 import voxplain as vx
 from voxplain.cli import app
+from voxplain.studies import relevance_results
 from voxplain.studies.cohort_page import sentences
+from voxplain.studies.paper_tables import PAPER
 from voxplain.studies.refinement import TITLES
 from voxplain.studies.scoring import markdown
 
@@ -214,3 +216,22 @@ def test_the_tables_of_the_page_on_finishes_are_those_of_the_scores() -> None:
     for metric, digits in (("dice", ".2f"), ("dice_gain", "+.3f")):
         value, low, high = (format(halves.loc[metric, name], digits) for name in ("value", "low", "high"))
         assert f"{value} [{low}, {high}]" in page
+
+
+def test_the_tables_of_the_page_on_the_relevance_papers_are_those_of_the_scores() -> None:
+    folder = ROOT / "docs" / "results"
+    scores = pd.read_csv(folder / "relevance-scores.tsv", sep="\t")
+    page = (folder / "relevance.md").read_text(encoding="utf-8")
+    assert markdown(scores, relevance_results.TITLES, PAPER) in page
+    found = scores.set_index(["table", "row", "metric"])
+    optimal, blank = "relevance-map/optimal", "relevance-map/blank"
+    for key, digits in (
+        (("optimal", optimal, "gain_over_blank"), "+.4f"),
+        (("optimal", f"{optimal}/otsu", "dice_gain_over_blank"), "+.3f"),
+        (("comparison", "lime/otsu", "dice"), ".2f"),
+        (("comparison", f"{optimal.replace('optimal', 'chosen')}/best-grouping", "dice"), ".2f"),
+    ):
+        value, low, high = (format(found.loc[key, name], digits) for name in ("value", "low", "high"))
+        assert f"{value} [{low}, {high}]" in page, key
+    moved = [found.loc[("optimal", row, "mean_abs_change"), "value"] for row in (optimal, blank)]
+    assert f"{moved[0]:.4f} against {moved[1]:.4f}" in page
