@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from voxplain.compute import Compute
-from voxplain.engine.probe import console, tracked
+from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, write_json, writing
 

@@ -13,7 +13,7 @@ import numpy as np
 from voxplain.checks.lines import against_control, against_random, labels, weights
 from voxplain.checks.order import FILL, deletion_insertion
 from voxplain.compute import Compute
-from voxplain.engine.probe import console, tracked
+from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer, check_speaks_of, explainer_of, target_of, versions
 from voxplain.explain.parts import PartsExplainer

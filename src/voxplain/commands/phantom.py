@@ -11,7 +11,7 @@ import typer
 from voxplain.commands.options import Count, Out, Seed, Spacing, out_console
 from voxplain.datasets.brats import GRADES
 from voxplain.datasets.case import Case
-from voxplain.engine.probe import tracked
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.io.nifti import read_labels
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from voxplain.compute import Compute, size_in_words
 from voxplain.engine.boxes import memory_format
 from voxplain.engine.budget import MemoryMeter, is_out_of_memory
 from voxplain.engine.incremental import Box, Incremental, KeepsTooMuchError, Patch
+from voxplain.engine.progress import console
 from voxplain.engine.tracing import UntraceableError, refuse_training
 from voxplain.errors import InputError
 from voxplain.model import Model
@@ -28,9 +27,6 @@ from voxplain.target import Target
 PATCHES_AT_ONCE = 64
 # So many perturbed inputs, from the smallest box to the largest, tell how long incremental passes take.
 _TIMED_PATCHES = 8
-
-console = Console(stderr=True)
-Item = TypeVar("Item")
 
 
 # Networks of fewer multiply-accumulates are done with a full pass in about 10 ms.
@@ -477,18 +473,3 @@ def _timed(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
-
-
-def tracked(
-    items: Iterable[Item], description: str, *, shown: bool, total: int | None = None
-) -> Generator[Item, None, None]:
-    """Pass items on, under a bar with counts and the time that remains (on standard error) where it is wanted.
-
-    `total` is how many there are, for items that do not know.
-    """
-    if not shown:
-        yield from items
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield from progress.track(items, total=total, description=description)

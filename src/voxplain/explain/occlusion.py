@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from voxplain.engine.probe import Probe, tracked
+from voxplain.engine.probe import Probe
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Relevance
 from voxplain.explain.parts import PartByPartExplainer, cube_edge, fall_unit

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from voxplain.compute import Compute
-from voxplain.engine.probe import console, tracked
+from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import in_evaluation
 from voxplain.io.atomic import output_folder, writing

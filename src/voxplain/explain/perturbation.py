@@ -16,7 +16,8 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from voxplain.engine.incremental import Patch
-from voxplain.engine.probe import PATCHES_AT_ONCE, Probe, tracked
+from voxplain.engine.probe import PATCHES_AT_ONCE, Probe
+from voxplain.engine.progress import tracked
 from voxplain.explain.fills import Box, Fill
 from voxplain.scan import Labels
 

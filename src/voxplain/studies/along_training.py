@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import half_label, tumour_volume
-from voxplain.engine.probe import tracked
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain import RelevanceMap
 from voxplain.io.atomic import output_folder, read_json, write_json, writing

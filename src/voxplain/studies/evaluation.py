@@ -13,7 +13,7 @@ from rich.console import Console
 
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
-from voxplain.engine.probe import tracked
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.explain.explainer import Explainer, versions

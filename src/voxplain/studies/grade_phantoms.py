@@ -20,7 +20,7 @@ from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.datasets.phantom import SHORTCUT_CENTRE_MM, SHORTCUT_RADIUS_MM, SHORTCUT_SEQUENCE
 from voxplain.datasets.phantom_cohort import SOFTWARE_CHECK, write_gliomas
-from voxplain.engine.probe import tracked
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain import RelevanceMap
 from voxplain.explain.explainer import versions

@@ -18,7 +18,8 @@ import torch
 
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
-from voxplain.engine.probe import Probe, console, tracked
+from voxplain.engine.probe import Probe
+from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.explain import RelevanceMap
 from voxplain.explain.explainer import in_evaluation, versions

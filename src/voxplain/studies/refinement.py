@@ -29,7 +29,7 @@ from voxplain import refine, segment
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.datasets.hemispheres import half_label, tumour_volume
-from voxplain.engine.probe import tracked
+from voxplain.engine.progress import tracked
 from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.explain.explainer import versions
 from voxplain.explanation import Explanation

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
-from voxplain.engine.probe import tracked
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.explain.fills import check_fill_fits, fill_named

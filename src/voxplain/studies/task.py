@@ -9,7 +9,7 @@ import numpy as np
 
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
-from voxplain.engine.probe import tracked
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.model import Card
 from voxplain.training import Example, Settings
