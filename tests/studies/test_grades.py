@@ -16,6 +16,7 @@ from voxplain.datasets.brats import cases as brats_cases
 from voxplain.datasets.case import Case
 from voxplain.datasets.phantom import write_case
 from voxplain.networks.resnet import resnet
+from voxplain.studies import cross_validation
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.grades import PRESETS, TASK, cross_validate, graded, labelled_scan, too_few, train_final
 from voxplain.studies.task import Preset
@@ -212,6 +213,35 @@ def test_finished_folds_are_kept(trained: Path, patients: list[Case], monkeypatc
     cross_validate(patients, trained, preset="tiny", folds=2, compute=CPU)
     train_final(patients, trained, preset="tiny", compute=CPU)
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_the_best_of_several_attempts_is_kept_and_a_stopped_one_goes_on(
+    patients: list[Case], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tried", dataclasses.replace(PRESETS["tiny"], attempts=3))
+    started: list[str] = []
+
+    def stopping(*arguments, title: str, **options):
+        started.append(title)
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments, title=title, **options)
+
+    monkeypatch.setattr(cross_validation, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(patients, tmp_path, preset="tried", folds=2, compute=CPU)
+    assert sorted(path.name for path in (tmp_path / "fold0").iterdir()) == ["attempt0", "attempt1"]
+    cross_validate(patients, tmp_path, preset="tried", folds=2, compute=CPU)
+    assert started[:3] == [f"fold 0, attempt {number}" for number in (1, 2, 3)]
+    for index in range(2):
+        folder = tmp_path / f"fold{index}"
+        assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "model.json", "weights.safetensors"]
+        metrics, once = (read(out / f"fold{index}" / "metrics.json") for out in (tmp_path, trained))
+        # The first attempt is the training without a choice.
+        assert metrics["attempts"][:1] == once["attempts"]
+        assert len(metrics["attempts"]) == 3
+        assert metrics["validation_losses"][metrics["best_epoch"] - 1] == min(metrics["attempts"])
+        assert metrics["identity"] != once["identity"]
 
 
 def test_a_fold_that_would_learn_from_one_grade_alone(patients: list[Case], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.model import Card, Model
 from voxplain.studies.model_page import model_page
 from voxplain.studies.task import Labelled, Preset, Task
-from voxplain.training import Settings, finish, train
+from voxplain.training import Settings, Trained, finish, train
 
 Parts = tuple[list[Case], list[Case], list[Case]]
 
@@ -188,17 +189,7 @@ def _train_fold(
 ) -> dict[str, Any]:
     ids = [[case.id for case in part] for part in parts]
     groups = [[one for one in stored if one.case.id in part] for part in map(set, ids)]
-    network = new_network(chosen.card, seed)
-    result = train(
-        network,
-        [one.example for one in groups[0]],
-        [one.example for one in groups[1]],
-        folder,
-        settings=chosen.settings,
-        seed=seed,
-        compute=compute,
-        title=f"fold {index}",
-    )
+    network, result, losses = _best_attempt(folder, index, groups[0], groups[1], chosen, seed, compute)
     facts = _training_facts(task, ids[0], ids[1], groups[0], chosen.settings, seed) | {"epochs": result.best_epoch}
     card = dataclasses.replace(chosen.card, description=f"Fold {index} of a cross-validation.", training=facts)
     known = [*groups[0], *groups[1]]
@@ -214,11 +205,43 @@ def _train_fold(
         "validation_ids": ids[1],
         "test_ids": ids[2],
         **dataclasses.asdict(result),
+        "attempts": losses,
         "test": _figures(task, [line | {"fold": index} for line in predictions]) | note,
         "predictions": predictions,
     }
     finish(folder, metrics)
+    for attempt in folder.glob("attempt*"):
+        shutil.rmtree(attempt)
     return metrics
+
+
+def _best_attempt(
+    folder: Path,
+    index: int,
+    training: Sequence[Labelled],
+    validation: Sequence[Labelled],
+    chosen: Preset,
+    seed: int,
+    compute: Compute,
+) -> tuple[torch.nn.Module, Trained, list[float]]:
+    """The training with the lowest validation loss, its network, and that loss of every attempt."""
+    found = []
+    for attempt in range(chosen.attempts):
+        network = new_network(chosen.card, seed + attempt)
+        result = train(
+            network,
+            [one.example for one in training],
+            [one.example for one in validation],
+            # Each attempt keeps its checkpoint until the fold is done, so that a stopped fold goes on where it was.
+            folder if chosen.attempts == 1 else folder / f"attempt{attempt}",
+            settings=chosen.settings,
+            seed=seed + attempt,
+            compute=compute,
+            title=f"fold {index}" + (f", attempt {attempt + 1}" if chosen.attempts > 1 else ""),
+        )
+        found.append((network, result, result.validation_losses[result.best_epoch - 1]))
+    network, result, _ = min(found, key=lambda attempt: attempt[2])
+    return network, result, [loss for _, _, loss in found]
 
 
 def _calibrated(task: Task, card: Card, logits: np.ndarray, labels: np.ndarray, source: str) -> Card:
@@ -317,7 +340,9 @@ def _training_facts(
 
 def _identity(chosen: Preset, seed: int, ids: Sequence[Sequence[str]]) -> str:
     """What a finished training must agree in to be kept."""
-    content = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), seed, ids]
+    content: list[Any] = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), seed, ids]
+    if chosen.attempts > 1:  # left out otherwise, so that folds that were trained before there was a choice are known
+        content.append(chosen.attempts)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -17,10 +17,15 @@ from voxplain.training import Example, Settings
 
 @dataclass(frozen=True)
 class Preset:
-    """A network, what it reads, and how it is trained."""
+    """A network, what it reads, and how it is trained.
+
+    `attempts` trainings start from other weights each, and the one with the lowest validation loss is kept: small
+    networks on few scans may get stuck where they begin.
+    """
 
     card: Card
     settings: Settings
+    attempts: int = 1
 
 
 @dataclass(frozen=True, eq=False)
