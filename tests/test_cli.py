@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from voxplain import cli
+from voxplain.commands.options import seen_by
 from voxplain.grid import Grid
 from voxplain.io.bundle import load_model, save_model
 from voxplain.io.nifti import read, read_labels, save
@@ -558,3 +559,12 @@ def test_segment_refuses(run: Run, model: Path, files: list[str], tmp_path: Path
     assert_refused(run(*start, *files, "--layer", "layer9"), "no layer 'layer9'", out=out)
     assert_refused(run(*start), "give either --scan", out=out)
     assert_refused(run(*start, "--flair", tmp_path / "missing.nii.gz"), "missing.nii.gz", out=out)
+
+
+def test_a_scan_that_was_trained_on_is_known_by_its_folder_or_its_files_names(
+    tiny_model: Model, tmp_path: Path
+) -> None:
+    card = dataclasses.replace(tiny_model.card, training={"ids": ["Brats18_X_1"]})
+    for path, seen in (("Brats18_X_1/flair.nii.gz", True), ("Brats18_X_1_flair.nii.gz", True), ("Y/Y.nii.gz", False)):
+        assert seen_by(card, {"flair": tmp_path / path}) is seen
+    assert seen_by(tiny_model.card, {"flair": tmp_path / "flair.nii.gz"}) is None

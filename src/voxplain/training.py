@@ -21,6 +21,7 @@ from voxplain.compute import Compute
 from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, write_json, writing
+from voxplain.io.checkpoint import read_checkpoint
 
 _CHECKPOINT = "checkpoint.pt"
 # What is called after an epoch: its number (1-based), the network whose weights were validated, the mean training loss
@@ -170,7 +171,7 @@ def train(
     seconds = 0.0
     checkpoint = folder / _CHECKPOINT
     if checkpoint.is_file():
-        state = _read_checkpoint(checkpoint, identity)
+        state = read_checkpoint(checkpoint, identity, of="patients")
         network.load_state_dict(state["network"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
@@ -355,16 +356,3 @@ def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
 def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     with writing(path) as temporary:
         torch.save(state, temporary)
-
-
-def _read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a torn or foreign file makes torch.load raise
-        raise InputError(f"the checkpoint {path} cannot be read; remove it to train from the start") from error
-    if not isinstance(state, dict) or state.get("identity") != identity:
-        raise InputError(
-            f"{path.parent} holds a half-finished training with other patients or settings; "
-            "remove the folder, or give another --out"
-        )
-    return state

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 import voxplain.explain
 from voxplain import segment
-from voxplain.commands.options import out_console, scan_files
+from voxplain.commands.options import out_console, scan_files, seen_by, sources_of
 from voxplain.compute import Compute
 from voxplain.datasets.brats import SEQUENCES
 from voxplain.errors import InputError
@@ -23,7 +22,6 @@ from voxplain.explanation import Explanation
 from voxplain.io.atomic import output_folder
 from voxplain.io.bundle import load_model
 from voxplain.io.nifti import read_sequences
-from voxplain.io.sequences import canonical, without_suffix
 from voxplain.results import print_ranks, write_results
 from voxplain.scan import Labels
 from voxplain.target import ClassScore
@@ -113,12 +111,8 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
         components=run["components"],
         mask=Labels(scan.foreground(), scan.grid),
     )
-    sources = {canonical(name): path for name, path in files.items()}
-    # Data sets name a case by its folder, and its files NAME_flair or NAME-t2f.
-    known = {path.resolve().parent.name for path in sources.values()}
-    known |= {re.sub(r"[_-][A-Za-z0-9]+$", "", without_suffix(path)) for path in sources.values()}
-    # A card that does not list what its network was trained on leaves the question open.
-    seen = not known.isdisjoint(model.card.training_ids) if model.card.training_ids else None
+    sources = sources_of(files)
+    seen = seen_by(model.card, sources)
     paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"], sources=sources, seen=seen)
     _print_results(explanation, mask, paths)
 

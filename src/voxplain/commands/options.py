@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,8 @@ from voxplain.datasets import brats
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
 from voxplain.explain.fills import FORMS
-from voxplain.io.sequences import patient_folder_files
+from voxplain.io.sequences import canonical, patient_folder_files, without_suffix
+from voxplain.model import Card
 
 out_console = Console()
 error_console = Console(stderr=True)
@@ -66,3 +69,20 @@ def scan_files(folder: Path | None, named: list[str]) -> dict[str, Path]:
     found = patient_folder_files(folder)
     found.pop("seg", None)
     return found
+
+
+def sources_of(files: Mapping[str, Path]) -> dict[str, Path]:
+    """The files by the canonical names of their sequences."""
+    return {canonical(name): path for name, path in files.items()}
+
+
+def seen_by(card: Card, sources: Mapping[str, Path]) -> bool | None:
+    """Whether a network was trained on the scan in these files; None where its card does not list what it was.
+
+    Data sets name a case by its folder, and its files NAME_flair or NAME-t2f.
+    """
+    if not card.training_ids:
+        return None
+    known = {path.resolve().parent.name for path in sources.values()}
+    known |= {re.sub(r"[_-][A-Za-z0-9]+$", "", without_suffix(path)) for path in sources.values()}
+    return not known.isdisjoint(card.training_ids)

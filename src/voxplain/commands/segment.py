@@ -21,13 +21,14 @@ from voxplain.commands.options import (
     error_console,
     out_console,
     scan_files,
+    seen_by,
+    sources_of,
 )
 from voxplain.errors import InputError
 from voxplain.explain import GradCAM, RelevanceMap
 from voxplain.io.atomic import output_folder
 from voxplain.io.bundle import load_model
 from voxplain.io.nifti import read_sequences
-from voxplain.io.sequences import canonical
 from voxplain.results import write_results
 
 # The stem's activation of voxplain's own residual networks: the finest layer that study and page speak of.
@@ -87,9 +88,8 @@ def segment_scan(
         maps["grad-cam"] = GradCAM(layer=layer)(loaded, read, seed=seed, compute=compute)
         where = refine.fused(where, maps["grad-cam"], read)
     mask = refine.mixture(where, read, channels=channels)
-    known = {path.resolve().parent.name for path in files.values()}
-    seen = not known.isdisjoint(loaded.card.training_ids) if loaded.card.training_ids else None
-    sources = {canonical(name): path for name, path in files.items()}
+    sources = sources_of(files)
+    seen = seen_by(loaded.card, sources)
     rule = f"mixture of {', '.join(channels)} from {' and '.join(maps)}"
     for name, why in maps.items():
         paths = write_results(why, mask, name, out, rule=rule, sources=sources, seen=seen)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from voxplain.errors import InputError
 from voxplain.explain.explainer import in_evaluation
 from voxplain.io.atomic import output_folder, writing
 from voxplain.io.bundle import load_model
+from voxplain.io.checkpoint import read_checkpoint
 from voxplain.losses import PerturbationLoss
 from voxplain.model import Model
 from voxplain.target import Target
@@ -145,7 +145,7 @@ def train_perturbation(
     losses: list[float] = []
     seconds = 0.0
     if checkpoint.is_file():
-        state = _read_checkpoint(checkpoint, identity)
+        state = read_checkpoint(checkpoint, identity, of="scans")
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         losses, seconds = state["losses"], state["seconds"]
@@ -238,16 +238,3 @@ def _identity(
     for one in inputs:
         digest.update(np.ascontiguousarray(one.image).tobytes() + np.ascontiguousarray(one.parts).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a torn or foreign file makes torch.load raise
-        raise InputError(f"the checkpoint {path} cannot be read; remove it to train from the start") from error
-    if not isinstance(state, dict) or state.get("identity") != identity:
-        raise InputError(
-            f"{path.parent} holds a half-finished training with other scans or settings; remove the folder, or give "
-            "another --out"
-        )
-    return state
