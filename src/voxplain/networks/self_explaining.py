@@ -1,0 +1,120 @@
+"""Networks that explain themselves: the map that they show is made of the numbers that they decide by (paper gp, 002).
+
+A segmentation network gives features for every pixel. In training they are pooled over the image before the last 1x1
+convolution, which turns them into one score per class; without the pooling the same convolution gives a map per class.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+
+class SelfExplaining(nn.Module, ABC):
+    """A classifier that shows where its score comes from.
+
+    A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid.
+    `pooling` is how they become one number per feature and image:
+
+    - "max": the highest value (002);
+    - "top:SHARE": the mean of that share of the highest values, such as "top:0.03";
+    - "log-sum-exp:SHARPNESS": log(mean(exp(r x))) / r, between the mean (r small) and the maximum (r large).
+
+    Raises:
+        ValueError: no such pooling.
+    """
+
+    def __init__(self, features: int, classes: int, *, spatial_dims: int, pooling: str) -> None:
+        super().__init__()
+        self.pooling, self._number = _parsed(pooling)
+        self.head = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2](features, classes, 1)
+
+    @abstractmethod
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Features of every pixel, (B, features, spatial...), on the grid of the input (B, channels, spatial...)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores (B, classes) without activation."""
+        return self.score(self.features(x))
+
+    def score(self, features: torch.Tensor) -> torch.Tensor:
+        """Scores (B, classes) of features (B, features, spatial...): pooled, then the last convolution."""
+        flat = features.flatten(2)
+        if self.pooling == "max":
+            pooled = flat.amax(dim=2)
+        elif self.pooling == "top":
+            pooled = flat.topk(self._count(flat), dim=2, sorted=False).values.mean(dim=2)
+        else:
+            sharpness = self._number
+            pooled = (torch.logsumexp(sharpness * flat, dim=2) - math.log(flat.shape[2])) / sharpness
+        return self.head(pooled.reshape(*pooled.shape, *(1,) * (features.ndim - 2))).flatten(1)
+
+    def heat_map(self, x: torch.Tensor) -> torch.Tensor:
+        """The last convolution without the pooling, (B, classes, spatial...): what each pixel would score (002).
+
+        It does not add up to the score, nor is its maximum the score: every feature is pooled by itself.
+        """
+        return self.head(self.features(x))
+
+    def contributions(self, x: torch.Tensor) -> torch.Tensor:
+        """What each pixel adds to the score, (B, classes, spatial...); with the head's bias it sums up to the score.
+
+        A feature's pooled value belongs to the pixels that it was taken from: with "max" to the highest one (the first
+        of several), with "top" to each of the share by its value, with "log-sum-exp" by the weights of the softmax.
+        """
+        features = self.features(x)
+        flat = features.flatten(2)
+        if self.pooling == "log-sum-exp":
+            sharpness = self._number
+            pooled = (torch.logsumexp(sharpness * flat, dim=2) - math.log(flat.shape[2])) / sharpness
+            shares = torch.softmax(sharpness * flat, dim=2) * pooled[..., None]
+        else:
+            count = self._count(flat) if self.pooling == "top" else 1
+            found = flat.max(dim=2, keepdim=True) if self.pooling == "max" else flat.topk(count, dim=2)
+            shares = torch.zeros_like(flat).scatter(2, found.indices, found.values / count)
+        convolution = nn.functional.conv2d if features.ndim == 4 else nn.functional.conv3d
+        return convolution(shares.reshape(features.shape), self.head.weight)
+
+    def _count(self, flat: torch.Tensor) -> int:
+        return max(1, round(self._number * flat.shape[2]))
+
+
+def fourier_resample(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Resample (B, C, spatial...) to `size` by padding its spectrum with zeros (sinc interpolation).
+
+    Values at the old positions stay; the image counts as periodic. A size may not shrink.
+
+    Raises:
+        ValueError: an axis would shrink.
+    """
+    for axis, (before, after) in enumerate(zip(x.shape[2:], size, strict=True), start=2):
+        if after < before:
+            raise ValueError(f"Fourier resampling enlarges; axis {axis - 2} would go from {before} to {after}")
+        if after > before:
+            x = _longer(x, axis, after)
+    return x
+
+
+def _longer(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    before = x.shape[axis]
+    spectrum = torch.fft.rfft(x.float(), dim=axis)  # there is no Fourier transform in 16 bits
+    if before % 2 == 0:
+        # The highest frequency of an even length stands for itself and its negative: half of it each.
+        weight = torch.ones(spectrum.shape[axis], device=x.device)
+        weight[-1] = 0.5
+        spectrum = spectrum * weight.reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    return (torch.fft.irfft(spectrum, n=size, dim=axis) * (size / before)).to(x.dtype)
+
+
+def _parsed(pooling: str) -> tuple[str, float]:
+    kind, _, argument = pooling.partition(":")
+    try:
+        number = float(argument) if argument else math.nan
+    except ValueError:
+        number = math.nan
+    if pooling == "max" or (kind == "top" and 0 < number <= 1) or (kind == "log-sum-exp" and 0 < number < math.inf):
+        return kind, number
+    raise ValueError(f'pooling is "max", "top:SHARE" (0 to 1) or "log-sum-exp:SHARPNESS" (above 0); got {pooling!r}')
