@@ -40,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "results": _TYPES | {"explanation", "io"},
     "report": _LOWER | {"segment", "results", "metrics"},
     "calibration": set(),
-    "training": _LOWER | {"engine", "datasets", "losses", "metrics"},
+    "augmentation": set(),
+    "training": _LOWER | {"engine", "augmentation", "datasets", "losses", "metrics"},
 }
 _BELOW_CLI = set(ALLOWED)
 ALLOWED["studies"] = ALLOWED["cohort"] = _BELOW_CLI

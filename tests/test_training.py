@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 import voxplain.training
+from voxplain.augmentation import augmentation
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.training import Example, Settings, Trained, augmentation, finish, train
+from voxplain.training import Example, Settings, Trained, finish, train
 
 CPU = Compute(device="cpu")
 QUICK = Settings(epochs=4, batch_size=4, learning_rate=3e-3, averaging=0.5, augmentation=False)

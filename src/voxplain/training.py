@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, RandAffine, RandCoarseDropout, RandFlip, RandScaleIntensity, RandStdShiftIntensity
+from monai.transforms import Compose
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from voxplain.augmentation import AUGMENTATIONS, augmentation
 from voxplain.compute import Compute
 from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
@@ -31,10 +32,15 @@ AfterEpoch = Callable[[int, nn.Module, float, float], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained; the learning rate falls along a cosine over all epochs, or stays, as `schedule` says.
+    """How a network is trained.
 
-    `label_smoothing` moves the labels towards 1/2 by this much (half of it on either side);
-    `augmentation` is True, False or "gentle" (see `augmentation`);
+    `loss` is "binary" (one sigmoid output, the two labels by turns) or "cross-entropy" (one output per class, weighted
+    so that every class counts as much, by its share of the training examples); `schedule` lets the learning rate fall
+    along a cosine over the epochs, keeps it "constant", or is "one-cycle": up over the first fifth, then down, step by
+    step (Smith 2018). `accumulation` is how many batches make a step; `clip` the largest norm of its gradient.
+    `precision` "bfloat16" computes in 16 bits, in about half the time where a CPU can; a GPU always does.
+    `label_smoothing` moves the labels towards equal shares by this much; `augmentation` is False, True, "gentle",
+    "slices" or "turns" (see `voxplain.augmentation`);
     `averaging` is the decay per step of the running mean of the weights, which is what is validated and kept (0 keeps
     the weights themselves); `patience` how many epochs without a better validation loss end the training. The epoch
     that is kept is the first whose validation loss lies within `tolerance` standard errors of the lowest: 0 is the
@@ -53,24 +59,41 @@ class Settings:
     averaging: float = 0.9
     augmentation: bool | str = True
     tolerance: float = 0.0
+    loss: str = "binary"
+    accumulation: int = 1
+    clip: float | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, smallest in (("epochs", 1), ("patience", 1), ("batch_size", 2)):  # one input has no batch statistics
+        # One input has no batch statistics.
+        for name, smallest in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("accumulation", 1)):
             if getattr(self, name) < smallest:
                 raise InputError(f"{name} must be at least {smallest}; got {getattr(self, name)}")
         choices = (
             ("optimiser", ("adamw", "adam")),
-            ("schedule", ("cosine", "constant")),
-            ("augmentation", (True, False, "gentle")),
+            ("schedule", ("cosine", "constant", "one-cycle")),
+            ("augmentation", (False, *AUGMENTATIONS)),
+            ("loss", ("binary", "cross-entropy")),
+            ("precision", ("float32", "bfloat16")),
         )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip is the largest norm of a gradient, above 0, or None; got {self.clip}")
+
+    def record(self) -> dict[str, Any]:
+        """The settings as plain data; those that came later are left out where they are as if they were not there.
+
+        A training that was finished, or stopped, before they came is thus still known.
+        """
+        later = {"loss": "binary", "accumulation": 1, "clip": None, "precision": "float32"}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One input of a network with its label: `load` gives float32 (C, X, Y, Z)."""
+    """One input of a network with the number of its label: `load` gives float32 (C, X, Y, Z), or (C, X, Y) in 2D."""
 
     name: str
     label: int
@@ -87,39 +110,6 @@ class Trained:
     seconds: float
 
 
-def augmentation(*, gentle: bool = False) -> Compose:
-    """Random mirroring, rotation, scaling and shift, contrast and brightness per sequence, and holes; zeros stay zero.
-
-    Strong on purpose: with a few dozen labels a network otherwise knows its patients by heart within ten epochs, and
-    its maps then show what it memorised instead of the lesion. The rotated inputs are mixed with unrotated ones, so
-    that the network also sees images as sharp as those that it is going to read. The holes are what perturbation
-    methods will show it: a network that has never seen one answers to the hole, not to what is missing.
-
-    The `gentle` one mirrors, and hardly touches contrasts: for labels that hang on how bright one sequence is beside
-    another, or on something small, which turning would blur and a hole could take away.
-    """
-    contrast = 0.1 if gentle else 0.5
-    transforms = [
-        *(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(3)),
-        RandAffine(
-            prob=0.7,
-            rotate_range=(0.35, 0.35, 0.35),
-            translate_range=(2, 4, 4),
-            scale_range=(0.1, 0.1, 0.1),
-            mode="bilinear",
-            padding_mode="zeros",
-        ),
-        RandScaleIntensity(factors=contrast, prob=0.5, channel_wise=True),
-        RandStdShiftIntensity(factors=contrast, prob=0.5, nonzero=True, channel_wise=True),
-        RandCoarseDropout(
-            holes=1, max_holes=4, spatial_size=6, max_spatial_size=16, dropout_holes=True, fill_value=0, prob=0.8
-        ),
-    ]
-    if gentle:
-        transforms = [one for one in transforms if not isinstance(one, RandAffine | RandCoarseDropout)]
-    return Compose(transforms)
-
-
 def train(
     network: nn.Module,
     training: Sequence[Example],
@@ -133,7 +123,7 @@ def train(
     title: str = "training",
     after_epoch: AfterEpoch | None = None,
 ) -> Trained:
-    """Train a network with one sigmoid output on binary cross-entropy; the best weights end up in the network.
+    """Train a classifier on labels of whole inputs; the best weights end up in the network.
 
     With validation examples the epoch that the settings' tolerance names is kept; without, the last one, which
     `stop_after` may put before the last one of the settings. After every epoch a checkpoint is written into `folder`;
@@ -142,19 +132,17 @@ def train(
     written. It must leave the network as it is.
 
     Raises:
-        InputError: no example of one of the two labels, or a checkpoint of a training with other settings.
+        InputError: no example of one of the labels, or a checkpoint of a training with other settings.
     """
     compute = compute or Compute()
-    labels = {example.label for example in training}
-    if labels != {0, 1}:
-        raise InputError(f"training needs examples with label 0 and with label 1; got labels {sorted(labels)}")
+    class_weights = _class_weights([example.label for example in training], settings)
     output_folder(folder)
     device = compute.torch_device
     network.to(device)
     averaged = copy.deepcopy(network).eval()
     optimiser = _optimiser(network, settings)
     identity = json.dumps(
-        asdict(settings)
+        settings.record()
         | {
             "seed": seed,
             "stop_after": stop_after,
@@ -179,19 +167,31 @@ def train(
         records = [tuple(record) for record in state["records"]]
 
     last = stop_after or settings.epochs
-    transform = augmentation(gentle=settings.augmentation == "gentle") if settings.augmentation else None
+    transform = augmentation(settings.augmentation) if settings.augmentation else None
     with compute.running():
         for epoch in range(len(losses) + 1, last + 1):
             if validation and records and epoch - 1 - records[-1][0] >= settings.patience:
                 break
             started = time.perf_counter()
             losses.append(
-                _one_epoch(network, averaged, optimiser, training, transform, settings, seed, epoch, compute, title)
+                _one_epoch(
+                    network,
+                    averaged,
+                    optimiser,
+                    training,
+                    class_weights,
+                    transform,
+                    settings,
+                    seed,
+                    epoch,
+                    compute,
+                    title,
+                )
             )
             if not math.isfinite(losses[-1]):
                 raise InputError(f"{title}: the loss of epoch {epoch} is {losses[-1]}; lower the learning rate")
             if validation:
-                each = _losses(averaged, validation, settings, device)
+                each = _losses(averaged, validation, class_weights, settings, device)
                 validation_losses.append(float(each.mean()))
                 if not records or validation_losses[-1] < records[-1][1]:
                     error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else 0.0
@@ -247,6 +247,7 @@ def _one_epoch(
     averaged: nn.Module,
     optimiser: torch.optim.Optimizer,
     training: Sequence[Example],
+    weights: torch.Tensor,
     transform: Compose | None,
     settings: Settings,
     seed: int,
@@ -256,34 +257,67 @@ def _one_epoch(
 ) -> float:
     """Run one epoch; returns the mean loss. All randomness follows from seed and epoch, so that resuming repeats it."""
     rng = np.random.default_rng((seed, epoch))
-    for group in optimiser.param_groups:
-        group["lr"] = _learning_rate(settings, epoch)
     if transform is not None:
         transform.set_random_state(seed=int(rng.integers(2**31)))
     torch_state = torch.random.get_rng_state()
     torch.manual_seed(int(rng.integers(2**31)))  # dropout, where a network has any
     device = compute.torch_device
+    half = settings.precision == "bfloat16" or device.type == "cuda"
     network.train()
     losses = []
     try:
-        order = _balanced_order([example.label for example in training], rng)
+        labels = [example.label for example in training]
+        order = _balanced_order(labels, rng) if settings.loss == "binary" else rng.permutation(len(labels))
         # A last batch of one would give batch normalisation nothing to work with.
         batches = [batch for batch in _split(order, settings.batch_size) if len(batch) > 1]
-        for batch in tracked(batches, f"{title}: epoch {epoch}", shown=compute.progress):
+        for number, batch in enumerate(tracked(batches, f"{title}: epoch {epoch}", shown=compute.progress), start=1):
+            for group in optimiser.param_groups:
+                group["lr"] = _learning_rate(settings, epoch, (number - 1) / len(batches))
             images = np.stack([_augmented(training[index].load(), transform) for index in batch])
-            inputs = _to(images, device)
-            labels = _smoothed([training[index].label for index in batch], settings).to(device)
-            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                output = network(inputs)
-            loss = binary_cross_entropy_with_logits(output[:, 0].float(), labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            _average(averaged, network, settings.averaging)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+                output = network(_to(images, device))
+            loss = _loss(output.float(), torch.tensor([labels[index] for index in batch]), weights, settings).mean()
+            # The batches of one step, the last step of an epoch often having fewer.
+            first = (number - 1) // settings.accumulation * settings.accumulation
+            (loss / min(settings.accumulation, len(batches) - first)).backward()
             losses.append(float(loss.detach()))
+            if number % settings.accumulation and number < len(batches):
+                continue
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+            optimiser.step()
+            optimiser.zero_grad()
+            _average(averaged, network, settings.averaging)
     finally:
         torch.random.set_rng_state(torch_state)
     return float(np.mean(losses))
+
+
+def _class_weights(labels: Sequence[int], settings: Settings) -> torch.Tensor:
+    """What an example of each class counts, (classes,), so that every class counts as much; 1 where it is binary."""
+    counts = np.bincount(labels) if len(labels) else np.zeros(1)
+    if settings.loss == "binary":
+        if set(labels) != {0, 1}:
+            raise InputError(f"training needs examples with label 0 and with label 1; got labels {sorted(set(labels))}")
+        return torch.ones(2)
+    if len(counts) < 2 or not counts.all():
+        raise InputError(
+            f"training needs examples of every class; it got {counts.tolist()} of classes 0 to {len(counts) - 1}"
+        )
+    return torch.tensor(len(labels) / (len(counts) * counts), dtype=torch.float32)
+
+
+def _loss(output: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """The loss of each example, (B,), weighted so that its mean is that of the batch."""
+    if settings.loss == "binary":
+        half = settings.label_smoothing / 2
+        smoothed = half + labels.float() * (1 - 2 * half)
+        return binary_cross_entropy_with_logits(output[:, 0], smoothed.to(output.device), reduction="none")
+    if output.shape[1] != len(weights):
+        raise InputError(f"the network has {output.shape[1]} outputs, the training examples {len(weights)} classes")
+    share = weights[labels] / weights[labels].mean()
+    each = cross_entropy(output, labels.to(output.device), reduction="none", label_smoothing=settings.label_smoothing)
+    return each * share.to(output.device)
 
 
 def _balanced_order(labels: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -299,15 +333,15 @@ def _balanced_order(labels: Sequence[int], rng: np.random.Generator) -> np.ndarr
     return np.stack(turns, axis=1).ravel()[: len(labels)]
 
 
-def _learning_rate(settings: Settings, epoch: int) -> float:
+def _learning_rate(settings: Settings, epoch: int, done: float) -> float:
+    """The learning rate at a step of an epoch (1-based), of which the share `done` is over."""
     if settings.schedule == "constant":
         return settings.learning_rate
-    return settings.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2
-
-
-def _smoothed(labels: Sequence[int], settings: Settings) -> torch.Tensor:
-    half = settings.label_smoothing / 2
-    return torch.tensor([half + label * (1 - 2 * half) for label in labels])
+    if settings.schedule == "cosine":
+        return settings.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2
+    progress, warming = (epoch - 1 + done) / settings.epochs, 0.2
+    falling = (1 + math.cos(math.pi * (progress - warming) / (1 - warming))) / 2
+    return settings.learning_rate * (max(progress / warming, 0.04) if progress < warming else falling)
 
 
 def _augmented(image: np.ndarray, transform: Compose | None) -> np.ndarray:
@@ -316,7 +350,7 @@ def _augmented(image: np.ndarray, transform: Compose | None) -> np.ndarray:
 
 def _to(images: np.ndarray, device: torch.device) -> torch.Tensor:
     tensor = torch.tensor(images, dtype=torch.float32)  # a copy: the network must not write into the examples
-    return tensor.to(device, memory_format=torch.channels_last_3d)
+    return tensor.to(device, memory_format=torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d)
 
 
 def _split(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -342,11 +376,12 @@ def _kept(
 
 
 @torch.inference_mode()
-def _losses(network: nn.Module, examples: Sequence[Example], settings: Settings, device: torch.device) -> torch.Tensor:
+def _losses(
+    network: nn.Module, examples: Sequence[Example], weights: torch.Tensor, settings: Settings, device: torch.device
+) -> torch.Tensor:
     """The loss of each example, (N,)."""
-    logits = torch.cat([network(_to(example.load()[None], device))[:, 0].float().cpu() for example in examples])
-    labels = _smoothed([example.label for example in examples], settings)
-    return binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    logits = torch.cat([network(_to(example.load()[None], device)).float().cpu() for example in examples])
+    return _loss(logits, torch.tensor([example.label for example in examples]), weights, settings)
 
 
 def _weights(network: nn.Module) -> dict[str, torch.Tensor]:

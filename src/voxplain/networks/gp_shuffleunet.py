@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from voxplain.networks.self_explaining import SelfExplaining
+from voxplain.networks.self_explaining import SelfExplaining, blocks
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
@@ -67,7 +67,9 @@ class GPShuffleUNet(SelfExplaining):
         for grow, split, block in zip(self.grow, self.split_up, self.up, strict=True):
             met = [below + across for below, across in zip(waves.pop(), split(grow(x)), strict=True)]
             x = block(torch.cat([skips.pop(), *met], dim=1))
-        return x[(..., *(slice(n) for n in size))]
+        for axis, length in enumerate(size, start=2):
+            x = x.narrow(axis, 0, length)
+        return x
 
 
 class _Split(nn.Module):
@@ -95,7 +97,7 @@ class _Shrink(nn.Module):
         self.block = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.block(_unshuffled(self.convolution(x)))
+        return self.block(blocks(self.convolution(x), 2))
 
 
 class _Grow(nn.Module):
@@ -117,17 +119,8 @@ def _twice(before: int, after: int, spatial_dims: int) -> nn.Sequential:
     )
 
 
-def _unshuffled(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, 2X, ...) as (B, 2^d C, X, ...): each block of 2^d pixels becomes features of one (d axes)."""
-    batch, features, *size = x.shape
-    dims = len(size)
-    split = x.reshape(batch, features, *(n for edge in size for n in (edge // 2, 2)))
-    order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
-    return split.permute(order).reshape(batch, features * 2**dims, *(edge // 2 for edge in size))
-
-
 def _shuffled(x: torch.Tensor) -> torch.Tensor:
-    """(B, 2^d C, X, ...) as (B, C, 2X, ...): the inverse of `_unshuffled`."""
+    """(B, 2^d C, X, ...) as (B, C, 2X, ...): the inverse of `blocks`."""
     batch, features, *size = x.shape
     dims = len(size)
     split = x.reshape(batch, features // 2**dims, *(2,) * dims, *size)

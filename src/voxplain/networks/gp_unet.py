@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from voxplain.networks.self_explaining import SelfExplaining, fourier_resample
+from voxplain.networks.self_explaining import SelfExplaining, blocks, fourier_resample
 
 _NORMS = {"none": (nn.Identity, nn.Identity), "batch": (nn.BatchNorm2d, nn.BatchNorm3d)}
 
@@ -20,7 +20,9 @@ class GPUNet(SelfExplaining):
     whole features at the bottom. The paper says 1.90 M weights; no variant known has them.
 
     Ours, past the paper: `pooling` other than "max", `normalisation` "batch" after each convolution, `upsampling`
-    "linear", which keeps what a pixel shows to its neighbourhood (a Fourier transform rings over the whole image).
+    "linear", which keeps what a pixel shows to its neighbourhood (a Fourier transform rings over the whole image), and
+    `stride`: the first level works on blocks of so many pixels an axis, which costs a fraction; inputs are padded with
+    zeros to whole blocks.
 
     Raises:
         ValueError: no such pooling, normalisation or upsampling.
@@ -38,13 +40,14 @@ class GPUNet(SelfExplaining):
         normalisation: str = "none",
         upsampling: str = "fourier",
         dropout: float = 0.5,
+        stride: int = 1,
     ) -> None:
         super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling)
         if normalisation not in _NORMS:
             raise ValueError(f"normalisation is one of {', '.join(_NORMS)}; got {normalisation!r}")
         if upsampling not in ("fourier", "linear"):
             raise ValueError(f"upsampling is fourier or linear; got {upsampling!r}")
-        self.upsampling = upsampling
+        self.upsampling, self.stride = upsampling, stride
         kind = spatial_dims - 2
         convolution = (nn.Conv2d, nn.Conv3d)[kind]
         norm = _NORMS[normalisation][kind]
@@ -56,7 +59,9 @@ class GPUNet(SelfExplaining):
             return nn.Sequential(*layers)
 
         widths = [width * 2**level for level in range(levels)]
-        self.down = nn.ModuleList(block(*pair) for pair in zip([in_channels, *widths], widths, strict=False))
+        self.down = nn.ModuleList(
+            block(*pair) for pair in zip([in_channels * stride**spatial_dims, *widths], widths, strict=False)
+        )
         self.dropout = (nn.Dropout2d, nn.Dropout3d)[kind](dropout)
         upwards = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.narrow = nn.ModuleList(convolution(deep, shallow, 1) for deep, shallow in upwards)
@@ -64,6 +69,8 @@ class GPUNet(SelfExplaining):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Features of every pixel, (B, width, spatial...)."""
+        if self.stride > 1:
+            x = blocks(x, self.stride)
         skips = []
         for level, block in enumerate(self.down):
             if level:

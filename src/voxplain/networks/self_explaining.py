@@ -16,8 +16,8 @@ from torch import nn
 class SelfExplaining(nn.Module, ABC):
     """A classifier that shows where its score comes from.
 
-    A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid.
-    `pooling` is how they become one number per feature and image:
+    A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid or on
+    a coarser one, over the same field of view. `pooling` is how they become one number per feature and image:
 
     - "max": the highest value (002);
     - "top:SHARE": the mean of that share of the highest values, such as "top:0.03";
@@ -34,7 +34,7 @@ class SelfExplaining(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Features of every pixel, (B, features, spatial...), on the grid of the input (B, channels, spatial...)."""
+        """Features of every place, (B, features, spatial...), of an input (B, channels, spatial...)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scores (B, classes) without activation."""
@@ -55,15 +55,20 @@ class SelfExplaining(nn.Module, ABC):
     def heat_map(self, x: torch.Tensor) -> torch.Tensor:
         """The last convolution without the pooling, (B, classes, spatial...): what each pixel would score (002).
 
-        It does not add up to the score, nor is its maximum the score: every feature is pooled by itself.
+        It does not add up to the score, nor is its maximum the score: every feature is pooled by itself. Where features
+        lie on a coarser grid, it is resized linearly to the input's.
         """
-        return self.head(self.features(x))
+        maps = self.head(self.features(x))
+        if maps.shape[2:] == x.shape[2:]:
+            return maps
+        return nn.functional.interpolate(maps, size=x.shape[2:], mode="bilinear" if x.ndim == 4 else "trilinear")
 
     def contributions(self, x: torch.Tensor) -> torch.Tensor:
         """What each pixel adds to the score, (B, classes, spatial...); with the head's bias it sums up to the score.
 
         A feature's pooled value belongs to the pixels that it was taken from: with "max" to the highest one (the first
         of several), with "top" to each of the share by its value, with "log-sum-exp" by the weights of the softmax.
+        Where features lie on a coarser grid, each place shares what it adds evenly among its pixels.
         """
         features = self.features(x)
         flat = features.flatten(2)
@@ -76,7 +81,12 @@ class SelfExplaining(nn.Module, ABC):
             found = flat.max(dim=2, keepdim=True) if self.pooling == "max" else flat.topk(count, dim=2)
             shares = torch.zeros_like(flat).scatter(2, found.indices, found.values / count)
         convolution = nn.functional.conv2d if features.ndim == 4 else nn.functional.conv3d
-        return convolution(shares.reshape(features.shape), self.head.weight)
+        added = convolution(shares.reshape(features.shape), self.head.weight)
+        for axis, (places, pixels) in enumerate(zip(added.shape[2:], x.shape[2:], strict=True), start=2):
+            place = torch.arange(pixels, device=x.device) * places // pixels
+            share = 1 / torch.bincount(place, minlength=places)
+            added = (added * share.reshape(-1, *(1,) * (added.ndim - 1 - axis))).index_select(axis, place)
+        return added
 
     def _count(self, flat: torch.Tensor) -> int:
         return max(1, round(self._number * flat.shape[2]))
@@ -96,6 +106,20 @@ def fourier_resample(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         if after > before:
             x = _longer(x, axis, after)
     return x
+
+
+def blocks(x: torch.Tensor, stride: int) -> torch.Tensor:
+    """(B, C, X, ...) as (B, C stride^d, X / stride, ...): the pixels of a block become features of one place.
+
+    What is missing of a last block is 0.
+    """
+    missing = [-n % stride for n in x.shape[2:]]
+    x = nn.functional.pad(x, [side for n in reversed(missing) for side in (0, n)])
+    batch, features, *size = x.shape
+    dims = len(size)
+    split = x.reshape(batch, features, *(n for edge in size for n in (edge // stride, stride)))
+    order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
+    return split.permute(order).reshape(batch, features * stride**dims, *(edge // stride for edge in size))
 
 
 def _longer(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:

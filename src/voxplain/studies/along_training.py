@@ -96,7 +96,7 @@ def along_training(
         folder = out / f"seed{number}"
         asked = {
             "card": chosen.card.to_dict(),
-            "settings": dataclasses.asdict(chosen.settings),
+            "settings": chosen.settings.record(),
             "epochs": epochs,
             "seed": number,
             "training_ids": [case.id for case in training],

@@ -340,7 +340,7 @@ def _training_facts(
 
 def _identity(chosen: Preset, seed: int, ids: Sequence[Sequence[str]]) -> str:
     """What a finished training must agree in to be kept."""
-    content: list[Any] = [chosen.card.to_dict(), dataclasses.asdict(chosen.settings), seed, ids]
+    content: list[Any] = [chosen.card.to_dict(), chosen.settings.record(), seed, ids]
     if chosen.attempts > 1:  # left out otherwise, so that folds that were trained before there was a choice are known
         content.append(chosen.attempts)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -109,7 +109,7 @@ def study(
         "folds": folds,
         "preset": preset,
         "card": chosen.card.to_dict(),
-        "settings": dataclasses.asdict(chosen.settings),
+        "settings": chosen.settings.record(),
         "attempts": chosen.attempts,
         "explainers": {name: dataclasses.asdict(explainer) for name, explainer in EXPLAINERS.items()},
         "marker": {"sequence": SHORTCUT_SEQUENCE, "brightness": _BRIGHTNESS, "radius_mm": SHORTCUT_RADIUS_MM},

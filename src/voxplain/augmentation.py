@@ -1,0 +1,74 @@
+"""What a training input may look like as well: random changes that leave its label as it is."""
+
+from __future__ import annotations
+
+from monai.transforms import (
+    Compose,
+    RandAffine,
+    RandCoarseDropout,
+    RandFlip,
+    RandGaussianNoise,
+    RandRotate,
+    RandScaleIntensity,
+    RandStdShiftIntensity,
+)
+
+# True is the strong one for volumes, as `Settings.augmentation` says it.
+AUGMENTATIONS = (True, "gentle", "slices", "turns")
+
+
+def augmentation(kind: bool | str = True) -> Compose:
+    """The transforms of one kind; they take (C, X, Y, Z), or (C, X, Y) for "slices" and "turns".
+
+    - True, for volumes: random mirroring, rotation, scaling and shift, contrast and brightness per sequence, and holes;
+      zeros stay zero. Strong on purpose: with a few dozen labels a network otherwise knows its patients by heart within
+      ten epochs, and its maps then show what it memorised instead of the lesion. The rotated inputs are mixed with
+      unrotated ones, so that the network also sees images as sharp as those that it is going to read. The holes are
+      what perturbation methods will show it: a network that has never seen one answers to the hole, not to what is
+      missing.
+    - "gentle", for volumes: mirrors, and hardly touches contrasts: for labels that hang on how bright one sequence is
+      beside another, or on something small, which turning would blur and a hole could take away.
+    - "turns", for slices: mirroring along either axis with probability 1/2 each and a rotation by up to 330 degrees
+      either way, as paper gp has it (002, table 2).
+    - "slices", for slices: mirroring, a rotation by up to 25 degrees, shift, scaling, brightness, contrast and noise.
+    """
+    if kind == "turns":
+        turn = RandRotate(range_x=11 / 6 * 3.141592653589793, prob=1.0, mode="bilinear", padding_mode="zeros")
+        return Compose([*(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(2)), turn])
+    if kind == "slices":
+        return Compose(
+            [
+                *(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(2)),
+                RandAffine(
+                    prob=1.0,
+                    rotate_range=(0.45,),
+                    translate_range=(8, 8),
+                    scale_range=(0.2, 0.2),
+                    mode="bilinear",
+                    padding_mode="zeros",
+                ),
+                RandScaleIntensity(factors=0.3, prob=0.7, channel_wise=True),
+                RandStdShiftIntensity(factors=0.3, prob=0.7, nonzero=True, channel_wise=True),
+                RandGaussianNoise(prob=0.5, std=0.05),
+            ]
+        )
+    contrast = 0.1 if kind == "gentle" else 0.5
+    transforms = [
+        *(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(3)),
+        RandAffine(
+            prob=0.7,
+            rotate_range=(0.35, 0.35, 0.35),
+            translate_range=(2, 4, 4),
+            scale_range=(0.1, 0.1, 0.1),
+            mode="bilinear",
+            padding_mode="zeros",
+        ),
+        RandScaleIntensity(factors=contrast, prob=0.5, channel_wise=True),
+        RandStdShiftIntensity(factors=contrast, prob=0.5, nonzero=True, channel_wise=True),
+        RandCoarseDropout(
+            holes=1, max_holes=4, spatial_size=6, max_spatial_size=16, dropout_holes=True, fill_value=0, prob=0.8
+        ),
+    ]
+    if kind == "gentle":
+        transforms = [one for one in transforms if not isinstance(one, RandAffine | RandCoarseDropout)]
+    return Compose(transforms)

@@ -1,0 +1,155 @@
+"""What paper gp's networks learn from: labelled slices, read as the card declares, and split by patient or by fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from voxplain.compute import Compute
+from voxplain.datasets import brats, cheng
+from voxplain.datasets.case import Case
+from voxplain.datasets.slices import Slice, by_patient
+from voxplain.engine.progress import tracked
+from voxplain.errors import InputError
+from voxplain.io.image import image_scan
+from voxplain.model import Card
+from voxplain.preparation import Prepared, prepare
+from voxplain.scan import Labels, Scan
+from voxplain.training import Example
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A scan whose slices are judged one by one: an image by itself, or the volume of a patient.
+
+    `group` is what splits go by; `label` the class of an image, None where a slice's class follows from the expert mask
+    and the patient's `grade`.
+    """
+
+    id: str
+    group: str
+    scan: Callable[[], Scan]
+    mask: Callable[[], Labels]
+    label: str | None = None
+    grade: str | None = None
+
+    def label_of(self, mask: np.ndarray, classes: Sequence[str]) -> str:
+        """The class of one slice, given its part of the expert mask (boolean, any shape)."""
+        if self.label is not None:
+            return self.label
+        if not mask.any():
+            return "tumour-free"
+        return "tumour" if "tumour" in classes else str(self.grade)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSlice:
+    """One slice as the network reads it: 16-bit (C, X, Y), and the number of its class."""
+
+    stack: Stack
+    name: str
+    label: int
+    image: np.ndarray
+
+    @property
+    def example(self) -> Example:
+        """The slice as the training loop takes it."""
+        return Example(f"{self.stack.id}/{self.name}", self.label, lambda: self.image.astype(np.float32))
+
+
+Parts = tuple[list[Stack], list[Stack], list[Stack]]
+
+
+def stacks(dataset: str, root: Path) -> list[Stack]:
+    """The scans of a data set ("cheng", "brats-slices" or "brats-grade-slices"); images are read when asked for.
+
+    Raises:
+        InputError: nothing there, or patients without expert mask or, where it is the label, without grade.
+    """
+    if dataset == "cheng":
+        return [_image_stack(one) for one in cheng.slices(root)]
+    found = [case for case in brats.cases(root) if case.segmentation is not None]
+    if dataset == "brats-grade-slices":
+        found = [case for case in found if case.grade is not None]
+    if not found:
+        raise InputError(f"no patient in {root} has an expert mask, from which the labels of slices follow")
+    return [_volume_stack(case) for case in found]
+
+
+def folds(dataset: str, root: Path, seed: int) -> list[Parts]:
+    """Training, validation and test scans of each fold: the authors' folds for Cheng, three parts by patient for BraTS.
+
+    Raises:
+        InputError: too few patients or folds.
+    """
+    every = stacks(dataset, root)
+    if dataset == "cheng":
+        known = {one.id: one for one in every}
+        listed = cheng.slices(root)
+        count = len({one.fold for one in listed}) if listed[0].fold is not None else 5
+        parts = [cheng.splits(listed, index, seed) for index in range(count)]
+        return [tuple([known[one.id] for one in part] for part in three) for three in parts]  # type: ignore[misc]
+    strata = {one.group: str(one.grade) for one in every}
+    as_slices = [Slice(one.id, one.group, "", _nothing, _nothing) for one in every]
+    found = []
+    for index in range(3):
+        sides = [{one.id for one in part} for part in by_patient(as_slices, index, strata=strata, seed=seed)]
+        found.append(tuple([one for one in every if one.id in side] for side in sides))
+    return found  # type: ignore[return-value]
+
+
+def read_slices(some: Sequence[Stack], card: Card, compute: Compute) -> list[LabelledSlice]:
+    """All labelled slices of some scans, read once and kept in memory."""
+    found = []
+    for stack in tracked(some, "reading slices", shown=compute.progress):
+        try:
+            prepared = prepare(stack.scan(), card)
+        except InputError as error:
+            raise InputError(f"{stack.id}: {error}") from error
+        mask = stack.mask().data > 0 if stack.label is None else None
+        found += [_labelled(stack, one, mask, card) for one in prepared]
+    return found
+
+
+def check_classes(slices: Sequence[LabelledSlice], card: Card, part: str) -> None:
+    """Raise InputError where a part of a split has no slice of one of the classes."""
+    counts = np.bincount([one.label for one in slices], minlength=len(card.classes))
+    if missing := [name for name, count in zip(card.classes, counts, strict=True) if not count]:
+        found = ", ".join(f"{count} {name}" for name, count in zip(card.classes, counts, strict=True))
+        raise InputError(
+            f"the {part} part has no slice of class {' or '.join(missing)} (it has {found}); give more patients, or "
+            "another data set or fold"
+        )
+
+
+def _labelled(stack: Stack, prepared: Prepared, mask: np.ndarray | None, card: Card) -> LabelledSlice:
+    box = tuple(slice(start, stop) for start, stop in prepared.box)
+    label = stack.label_of(np.zeros(1, dtype=bool) if mask is None else mask[box], card.classes)
+    image = prepared.input.data[..., 0].astype(np.float16)
+    return LabelledSlice(stack, prepared.name, card.classes.index(label), image)
+
+
+def _image_stack(one: Slice) -> Stack:
+    return Stack(one.id, one.group, partial(_scan_of, one), partial(_mask_of, one), label=one.label)
+
+
+def _scan_of(one: Slice) -> Scan:
+    return image_scan(one.load(), ("t1ce",))
+
+
+def _mask_of(one: Slice) -> Labels:
+    mask = one.mask()
+    grid = image_scan(mask[None].astype(np.float32), ("mask",)).grid
+    return Labels(mask.T[..., None], grid)
+
+
+def _volume_stack(case: Case) -> Stack:
+    return Stack(case.id, case.patient, case.scan, case.tumour, grade=case.grade)
+
+
+def _nothing() -> np.ndarray:
+    raise AssertionError("only the id and the group of these slices are asked for")
