@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+)
 
 from voxplain.errors import InputError
 from voxplain.metrics import classification
@@ -65,3 +70,54 @@ def test_balanced_accuracy_refuses_scores_and_unknown_classes() -> None:
         classification.balanced_accuracy(np.array([0, 1]), np.array([0.2, 0.8]))
     with pytest.raises(InputError, match="0 to 1; got 0, 2"):
         classification.balanced_accuracy(np.array([0, 2]), np.array([0, 1]))
+
+
+@given(st.integers(2, 4), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
+def test_confusion_precision_recall_and_f1_against_scikit_learn(classes: int, cases: list[tuple[int, int]]) -> None:
+    labels, predictions = (np.array([case[side] % classes for case in cases]) for side in (0, 1))
+    names = range(classes)
+    np.testing.assert_array_equal(
+        classification.confusion_matrix(labels, predictions, classes=classes),
+        confusion_matrix(labels, predictions, labels=names),
+    )
+    assert classification.accuracy(labels, predictions, classes=classes) == accuracy_score(labels, predictions)
+    weighted = classification.precision_recall_f1(labels, predictions, classes=classes)
+    expected = precision_recall_fscore_support(labels, predictions, labels=names, average="weighted", zero_division=0)
+    assert weighted == pytest.approx(expected[:3])
+    each = classification.precision_recall_f1(labels, predictions, classes=classes, average="none")
+    precision, recall, f1, cases_of = precision_recall_fscore_support(
+        labels, predictions, labels=names, zero_division=0
+    )
+    np.testing.assert_allclose(each.precision, precision)
+    np.testing.assert_allclose(each.recall, np.where(cases_of > 0, recall, np.nan))
+    absent = [name not in labels and name not in predictions for name in names]
+    np.testing.assert_allclose(each.f1, np.where(absent, np.nan, f1))
+
+
+def test_precision_recall_and_f1_by_hand() -> None:
+    labels, predictions = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
+    each = classification.precision_recall_f1(labels, predictions, classes=4, average="none")
+    np.testing.assert_allclose(each.precision, [2 / 3, 1 / 3, 0, 0])
+    np.testing.assert_allclose(each.recall, [2 / 3, 1 / 2, 0, np.nan])
+    np.testing.assert_allclose(each.f1, [2 / 3, 2 / 5, 0, np.nan])
+    weighted = classification.precision_recall_f1(labels, predictions, classes=4)
+    assert weighted.f1 == pytest.approx((3 * 2 / 3 + 2 * 2 / 5) / 6)
+    matrix = classification.confusion_matrix(labels, predictions, classes=4)
+    np.testing.assert_array_equal(matrix, [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    assert classification.accuracy(labels, predictions, classes=4) == 0.5
+
+
+def test_figures_without_any_case() -> None:
+    nothing = np.array([], dtype=int)
+    assert np.isnan(classification.accuracy(nothing, nothing, classes=3))
+    assert np.isnan(classification.precision_recall_f1(nothing, nothing, classes=3)).all()
+    assert not classification.confusion_matrix(nothing, nothing, classes=3).any()
+
+
+def test_figures_of_classes_refuse_scores_and_other_averages() -> None:
+    labels, scores = np.array([0, 1]), np.array([0.2, 0.8])
+    for figure in (classification.accuracy, classification.confusion_matrix, classification.precision_recall_f1):
+        with pytest.raises(InputError, match="classes 0 to 1, not scores"):
+            figure(labels, scores, classes=2)
+    with pytest.raises(InputError, match="weighted or none; got 'macro'"):
+        classification.precision_recall_f1(labels, labels, classes=2, average="macro")

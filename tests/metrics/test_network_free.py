@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 import voxplain as vx
-from voxplain.metrics.network_free import NETWORK_FREE, network_free_masks, network_free_rankings
+from voxplain.metrics.network_free import NETWORK_FREE, bright_flair, network_free_masks, network_free_rankings
 
 
 def made(spacing: float = 2.0, channels: tuple[str, ...] = ("flair", "t1"), seed: int = 0) -> vx.Scan:
@@ -85,3 +85,18 @@ def test_a_map_without_parts_has_no_rankings():
     region = vx.Region("whole", ((0, 30), (0, 28), (0, 26)), 0.9, 2.2, True)
     why = vx.Explanation(scan.data[:1], ("all",), scan.grid, False, "x", (region,))
     assert network_free_rankings(scan, why, seed=0) == []
+
+
+def test_bright_flair_of_a_slice():
+    score = np.zeros((40, 50))
+    score[5:12, 5:12] = 4
+    score[20:32, 20:30] = 3
+    inside = np.ones_like(score, dtype=bool)
+    found = bright_flair(score, inside=inside, spacing=(2.0, 2.0))
+    bright = ndimage.gaussian_filter(score, 1) > 1.2
+    np.testing.assert_array_equal(found, bright & (np.indices(score.shape)[0] > 15))
+    inside[15:] = False
+    np.testing.assert_array_equal(bright_flair(score, inside=inside, spacing=(2.0, 2.0)), bright & inside)
+    assert not bright_flair(score * 0, inside=inside, spacing=(2.0, 2.0)).any()
+    with pytest.raises(vx.InputError, match="a spacing above 0 mm for each axis"):
+        bright_flair(score, inside=inside, spacing=(2.0, 2.0, 2.0))

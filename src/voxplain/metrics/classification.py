@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Generic, Literal, NamedTuple, TypeVar, overload
+
 import numpy as np
 from scipy.stats import rankdata
 
 from voxplain.errors import InputError
+
+_Figures = TypeVar("_Figures", float, np.ndarray)
+
+
+class PrecisionRecallF1(NamedTuple, Generic[_Figures]):
+    """Precision, recall and F1, 0 to 1: a number each, or (C,) with one for each class."""
+
+    precision: _Figures
+    recall: _Figures
+    f1: _Figures
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -56,12 +68,88 @@ def balanced_accuracy(labels: np.ndarray, predictions: np.ndarray, *, classes: i
     Raises:
         InputError: shapes differ, or a label or prediction is not one of the classes.
     """
-    labels, predictions = _aligned(labels, predictions, classes=classes)
-    if not np.isin(predictions, np.arange(classes)).all():
-        raise InputError(f"predictions are classes 0 to {classes - 1}, not scores; got {_shown(predictions)}")
+    labels, predictions = _predicted(labels, predictions, classes=classes)
     if len(np.unique(labels)) < classes:
         return np.nan
     return float(np.mean([np.mean(predictions[labels == label] == label) for label in range(classes)]))
+
+
+def accuracy(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> float:
+    """Share of the cases that are predicted right, 0 to 1; NaN without any case. Arguments as for `confusion_matrix`.
+
+    Raises:
+        InputError: shapes differ, or a label or prediction is not one of the classes.
+    """
+    labels, predictions = _predicted(labels, predictions, classes=classes)
+    return float(np.mean(labels == predictions)) if labels.size else np.nan
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> np.ndarray:
+    """How many cases of each class (row) were predicted as each class (column), int (C, C); all 0 without any case.
+
+    Args:
+        labels: (N,), whole numbers from 0 to classes - 1.
+        predictions: (N,), whole numbers from 0 to classes - 1.
+        classes: how many classes there are, C.
+
+    Raises:
+        InputError: shapes differ, or a label or prediction is not one of the classes.
+    """
+    labels, predictions = _predicted(labels, predictions, classes=classes)
+    cells = labels.astype(int) * classes + predictions.astype(int)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+@overload
+def precision_recall_f1(
+    labels: np.ndarray, predictions: np.ndarray, *, classes: int, average: Literal["weighted"] = "weighted"
+) -> PrecisionRecallF1[float]: ...
+
+
+@overload
+def precision_recall_f1(
+    labels: np.ndarray, predictions: np.ndarray, *, classes: int, average: Literal["none"]
+) -> PrecisionRecallF1[np.ndarray]: ...
+
+
+def precision_recall_f1(
+    labels: np.ndarray, predictions: np.ndarray, *, classes: int, average: Literal["weighted", "none"] = "weighted"
+) -> PrecisionRecallF1[float] | PrecisionRecallF1[np.ndarray]:
+    """Precision, recall and F1 (their harmonic mean), 0 to 1.
+
+    A class that is never predicted has precision 0. A class without cases has recall NaN and, where it is not
+    predicted either, F1 NaN; it has no weight in the average. Without any case the averages are NaN.
+
+    Args:
+        labels: (N,), whole numbers from 0 to classes - 1.
+        predictions: (N,), whole numbers from 0 to classes - 1.
+        classes: how many classes there are, C.
+        average: "weighted": the mean over classes, weighted by their cases; "none": one of each per class, (C,).
+
+    Raises:
+        InputError: shapes differ, a label or prediction is not one of the classes, or average is another word.
+    """
+    if average not in ("weighted", "none"):
+        raise InputError(f"average is weighted or none; got {average!r}")
+    matrix = confusion_matrix(labels, predictions, classes=classes)
+    right, cases, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    precision = right / np.maximum(predicted, 1)
+    recall = np.where(cases > 0, right / np.maximum(cases, 1), np.nan)
+    f1 = np.where(cases + predicted > 0, 2 * right / np.maximum(cases + predicted, 1), np.nan)
+    if average == "none":
+        return PrecisionRecallF1(precision, recall, f1)
+    held = cases > 0
+    if not held.any():
+        return PrecisionRecallF1(np.nan, np.nan, np.nan)
+    means = [float(np.average(values[held], weights=cases[held])) for values in (precision, recall, f1)]
+    return PrecisionRecallF1(means[0], means[1], means[2])
+
+
+def _predicted(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    labels, predictions = _aligned(labels, predictions, classes=classes)
+    if not np.isin(predictions, np.arange(classes)).all():
+        raise InputError(f"predictions are classes 0 to {classes - 1}, not scores; got {_shown(predictions)}")
+    return labels, predictions
 
 
 def _aligned(labels: np.ndarray, values: np.ndarray, *, classes: int) -> tuple[np.ndarray, np.ndarray]:

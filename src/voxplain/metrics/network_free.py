@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.ndimage import label as connected_components
 
+from voxplain.errors import InputError
 from voxplain.explanation import Explanation, Region
 from voxplain.scan import Scan
 
@@ -25,8 +27,8 @@ def network_free_masks(scan: Scan, region: Region | None = None) -> dict[str, np
     1.2 over the brain, largest connected component; "whole-brain": every voxel where any sequence differs from 0.
     """
     box = (slice(None),) * 3 if region is None else region.slices
-    foreground = scan.foreground()[box]
-    found = {"whole-brain": foreground}
+    foreground = scan.foreground()
+    found = {"whole-brain": foreground[box]}
     if "flair" in scan.channels:
         flair = scan.channel("flair")
         values = flair[flair != 0]
@@ -34,11 +36,32 @@ def network_free_masks(scan: Scan, region: Region | None = None) -> dict[str, np
         if values.size:
             spread = values.std(dtype=np.float64) or 1.0
             score = np.where(flair != 0, (flair - values.mean(dtype=np.float64)) / spread, 0)
-        smooth = gaussian_filter(score, [_FLAIR_SMOOTHING_MM / step for step in scan.grid.spacing])[box]
-        pieces, count = connected_components((smooth > _FLAIR_THRESHOLD) & foreground, np.ones((3, 3, 3)))
-        largest = np.bincount(pieces.ravel())[1:].argmax() + 1 if count else -1
-        found = {"intensity/flair": pieces == largest} | found
+        inside = np.zeros_like(foreground)
+        inside[box] = foreground[box]
+        found = {"intensity/flair": bright_flair(score, inside=inside, spacing=scan.grid.spacing)[box]} | found
     return found
+
+
+def bright_flair(score: np.ndarray, *, inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """The mask of row "intensity/flair", boolean, of a volume (X, Y, Z) or of one slice (H, W).
+
+    Args:
+        score: FLAIR as z-scores over the brain of the whole scan, 0 outside it; smoothed here.
+        inside: boolean, of the same shape: where the mask may lie, before its largest component is taken.
+        spacing: size of a voxel, or pixel, along each axis, in mm.
+
+    Raises:
+        InputError: shapes differ, or spacing is not one size above 0 mm for each axis.
+    """
+    if inside.shape != score.shape or len(spacing) != score.ndim or not all(size > 0 for size in spacing):
+        raise InputError(
+            "score and inside are of one shape, with a spacing above 0 mm for each axis; "
+            f"got {score.shape}, {inside.shape} and {tuple(spacing)}"
+        )
+    smooth = gaussian_filter(score, [_FLAIR_SMOOTHING_MM / step for step in spacing])
+    pieces, count = connected_components((smooth > _FLAIR_THRESHOLD) & inside, np.ones((3,) * score.ndim))
+    largest = np.bincount(pieces.ravel())[1:].argmax() + 1 if count else -1
+    return pieces == largest
 
 
 def network_free_rankings(scan: Scan, explanation: Explanation, *, seed: int) -> list[tuple[str, Explanation]]:
