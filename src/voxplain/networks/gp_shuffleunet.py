@@ -67,7 +67,8 @@ class GPShuffleUNet(SelfExplaining):
         for grow, split, block in zip(self.grow, self.split_up, self.up, strict=True):
             met = [below + across for below, across in zip(waves.pop(), split(grow(x)), strict=True)]
             x = block(torch.cat([skips.pop(), *met], dim=1))
-        return x[(..., *(slice(n) for n in size))]
+        inside = [slice(None), slice(None), *(slice(n) for n in size)]
+        return x[tuple(inside)]
 
 
 class _Split(nn.Module):
