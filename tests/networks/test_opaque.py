@@ -19,8 +19,8 @@ BLOCK_A = """branch1x1 x 64 1 1; branch5x5_1 x 48 1 1; branch5x5_2 48 64 5 5; br
 branch3x3dbl_2 64 96 3 3; branch3x3dbl_3 96 96 3 3; branch_pool x p 1 1"""
 BLOCK_B = "branch3x3 x 384 3 3; branch3x3dbl_1 x 64 1 1; branch3x3dbl_2 64 96 3 3; branch3x3dbl_3 96 96 3 3"
 BLOCK_C = """branch1x1 x 192 1 1; branch7x7_1 x c 1 1; branch7x7_2 c c 1 7; branch7x7_3 c 192 7 1;
-branch7x7dbl_1 x c 1 1; branch7x7dbl_2 c c 7 1; branch7x7dbl_3 c c 1 7; branch7x7dbl_4 c c 7 1; branch7x7dbl_5 c 192 1 7;
-branch_pool x 192 1 1"""
+branch7x7dbl_1 x c 1 1; branch7x7dbl_2 c c 7 1; branch7x7dbl_3 c c 1 7; branch7x7dbl_4 c c 7 1;
+branch7x7dbl_5 c 192 1 7; branch_pool x 192 1 1"""
 BLOCK_D = """branch3x3_1 x 192 1 1; branch3x3_2 192 320 3 3; branch7x7x3_1 x 192 1 1; branch7x7x3_2 192 192 1 7;
 branch7x7x3_3 192 192 7 1; branch7x7x3_4 192 192 3 3"""
 BLOCK_E = """branch1x1 x 320 1 1; branch3x3_1 x 384 1 1; branch3x3_2a 384 384 1 3; branch3x3_2b 384 384 3 1;

@@ -112,8 +112,10 @@ def test_a_share_below_one_pixel_is_one_pixel() -> None:
 
 @pytest.mark.parametrize(
     "pooling",
-    ["", "mean", "max:2", "top", "top:0", "top:1.5", "top:x", "top:nan"]
-    + ["log-sum-exp", "log-sum-exp:0", "log-sum-exp:-1", "log-sum-exp:inf"],
+    [
+        *("", "mean", "max:2", "top", "top:0", "top:1.5", "top:x", "top:nan"),
+        *("log-sum-exp", "log-sum-exp:0", "log-sum-exp:-1", "log-sum-exp:inf"),
+    ],
 )
 @pytest.mark.parametrize("name", SMALL)
 def test_other_poolings_are_refused(name: str, pooling: str) -> None:

@@ -263,6 +263,7 @@ class Checkpointed(nn.Module):
     [{"use_reentrant": False}, {"use_reentrant": False, "determinism_check": "none"}, {"use_reentrant": True}],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_checkpoints_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(vx.InputError, match=r"cannot follow the score back to the input: .*[Cc]heckpoint"):
         explained(seeded(Checkpointed, options), a_scan(9, 8, 1), 2)
