@@ -4,7 +4,7 @@ from voxplain import refine, segment
 from voxplain.checks.check import check
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.explain import LIME, RISE, GradCAM, KernelSHAP, Occlusion, RelevanceMap
+from voxplain.explain import LIME, RISE, GradCAM, GuidedBackprop, KernelSHAP, Occlusion, RelevanceMap
 from voxplain.explain.explainer import Explainer, replay
 from voxplain.explanation import Explanation, Region
 from voxplain.grid import Grid
@@ -25,6 +25,7 @@ __all__ = [
     "Explanation",
     "GradCAM",
     "Grid",
+    "GuidedBackprop",
     "InputError",
     "KernelSHAP",
     "Labels",

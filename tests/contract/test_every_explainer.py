@@ -32,8 +32,8 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 def an_explainer(kind: type[vx.Explainer]) -> vx.Explainer:
-    """The method with its own defaults, but for `SETTINGS`; one that watches a layer gets the detector's."""
-    layer = {"layer": "features"} if kind.needs == "layer" else {}
+    """The method with its own defaults, but for `SETTINGS`; one that asks for a layer gets the detector's."""
+    layer = {"layer": "features"} if "layer" in {option.name for option in dataclasses.fields(kind)} else {}
     return kind(**(layer | SETTINGS.get(kind.name, {})))
 
 

@@ -108,7 +108,8 @@ def world(request: pytest.FixtureRequest) -> World:
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def explainer(request: pytest.FixtureRequest) -> vx.Explainer:
-    layer = {"layer": "features"} if request.param.needs == "layer" else {}
+    asks = "layer" in {option.name for option in dataclasses.fields(request.param)}
+    layer = {"layer": "features"} if asks else {}
     return request.param(**(layer | SETTINGS.get(request.param.name, {})))
 
 

@@ -11,9 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from captum.attr import GuidedBackprop as CaptumGuided
 from monai.networks.nets import resnet10, resnet50
 from monai.visualize import GradCAM as MonaiGradCAM
-from monai.visualize import OcclusionSensitivity
+from monai.visualize import GuidedBackpropGrad, OcclusionSensitivity
 from torch import nn
 
 import voxplain as vx
@@ -75,6 +76,79 @@ class TestTrap1SigmoidOrSoftmaxFromTheNumberOfInputChannels:
         )
         assert why.total[0, 0, 0] == pytest.approx(1 / (1 + np.exp(-2)) - 1 / (1 + np.exp(2)))
         assert why.total[5:].max() == 0
+
+
+def rectified_in_three_ways() -> dict[str, nn.Module]:
+    """The same convolutions with LeakyReLU, PReLU, and a ReLU that is called as a function."""
+
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.ModuleList([nn.Conv3d(1, 6, 3), nn.Conv3d(6, 6, 3)])
+            self.head = nn.Linear(6, 1)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            for layer in self.body:
+                inputs = nn.functional.relu(layer(inputs))
+            return self.head(inputs.mean(dim=(2, 3, 4)))
+
+    def modules(kind: type[nn.Module]) -> nn.Module:
+        body = [nn.Conv3d(1, 6, 3), kind(), nn.Conv3d(6, 6, 3), kind()]
+        return nn.Sequential(*body, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return {
+            "LeakyReLU": modules(nn.LeakyReLU).eval(),
+            "PReLU": modules(nn.PReLU).eval(),
+            "functional": Functional().eval(),
+        }
+
+
+@pytest.mark.parametrize("name", ["LeakyReLU", "PReLU", "functional"])
+class TestTrap2GuidedBackpropagationThatGuidesNothing:
+    """Captum and MONAI guide modules of the type ReLU alone; elsewhere theirs is the plain gradient, unsaid."""
+
+    inputs = torch.from_numpy(np.random.default_rng(5).normal(0, 1, (1, 1, 9, 8, 7)).astype(np.float32))
+
+    def plain(self, network: nn.Module) -> np.ndarray:
+        inputs = self.inputs.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(network(inputs).sum(), inputs)
+        return gradient.numpy()
+
+    def test_captums_is_the_plain_gradient(self, name: str) -> None:
+        network = rectified_in_three_ways()[name]
+        with pytest.warns(UserWarning, match="backward hooks"):
+            found = CaptumGuided(network).attribute(self.inputs.clone().requires_grad_()).detach().numpy()
+        if not np.allclose(found, self.plain(network), atol=1e-7):
+            pytest.skip("this Captum no longer has the trap")
+
+    def test_monais_is_the_plain_gradient(self, name: str) -> None:
+        network = rectified_in_three_ways()[name]
+        found = GuidedBackpropGrad(network)(self.inputs.clone(), index=0)
+        if not np.allclose(np.asarray(found), self.plain(network), atol=1e-7):
+            pytest.skip("this MONAI no longer has the trap")
+
+    def test_voxplain_guides_them(self, name: str) -> None:
+        network = rectified_in_three_ways()[name]
+        scan = vx.Scan(self.inputs[0].numpy(), vx.Grid((9, 8, 7), np.eye(4)), ("t1",))
+        why = vx.GuidedBackprop()(vx.Model(network, BLOB_CARD), scan, compute=CPU)
+        plain = self.plain(network)[0]
+        assert why.map.any()
+        assert np.abs(why.map - plain).max() > 0.1 * np.abs(plain).max()
+        # By hand: forward, keeping what arrives at each rectifier, then back through the transposed convolutions.
+        first, second = [layer for layer in network.modules() if isinstance(layer, nn.Conv3d)]
+        (head,) = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+        slope = {"LeakyReLU": 0.01, "PReLU": 0.25, "functional": 0.0}[name]
+        with torch.no_grad():
+            before = first(self.inputs)
+            after = second(torch.where(before > 0, before, slope * before))
+            gradient = head.weight[0].reshape(1, 6, 1, 1, 1).expand_as(after) / after[0, 0].numel()
+            gradient = torch.where((after > 0) & (gradient > 0), gradient, 0)
+            gradient = nn.functional.conv_transpose3d(gradient, second.weight)
+            gradient = torch.where((before > 0) & (gradient > 0), gradient, 0)
+            by_hand = nn.functional.conv_transpose3d(gradient, first.weight)[0].numpy()
+        np.testing.assert_allclose(why.map, by_hand, rtol=0, atol=1e-6 * np.abs(by_hand).max())
 
 
 class Blob(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -35,8 +35,8 @@ _WORTH_FOLLOWING = 5e8
 _ROUNDING = 1e-4
 
 
-class _SavesTooMuchError(Exception):
-    """A pass with gradients saves more than may be."""
+class _NoGradientError(InputError):
+    """The score has no gradient with respect to the input, or none that fits into memory."""
 
 
 class _OutOfMemory(InputError):
@@ -290,10 +290,20 @@ class Probe:
         self._repeatable = True
 
     def input_gradient(self) -> np.ndarray | None:
+        """As `gradient`; None where there is none, for methods that do without."""
+        try:
+            return self.gradient()
+        except _NoGradientError:
+            return None
+
+    def gradient(self, during: AbstractContextManager[object] | None = None) -> np.ndarray:
         """The logit's gradient with respect to the clean input, float32 (C, X, Y, Z).
 
-        None where the score does not depend on the input in a way that PyTorch can follow, or where what the pass has
-        to save takes more than the memory limit.
+        The pass forward runs within `during`, which may change what functions of torch do.
+
+        Raises:
+            InputError: the score does not depend on the input in a way that PyTorch can follow, the gradient is not
+                finite, or what the pass has to save takes more than the memory limit.
         """
         limit, saved = self.compute.memory_bytes - self._needs.single, dict[int, int]()
 
@@ -301,23 +311,43 @@ class Probe:
             block = tensor.untyped_storage()
             saved[block.data_ptr()] = block.nbytes()
             if sum(saved.values()) > limit:
-                raise _SavesTooMuchError
+                raise _NoGradientError(
+                    f"the gradient has to keep more than the limit of {self.compute.memory}; give a larger --memory, "
+                    "or use a method that needs calls only"
+                )
             return tensor
 
         inputs = self._tensor(self.input[None]).requires_grad_()
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                score = self.target.logit(self._forward(inputs.clone()), self.model.card).sum()
-        except _SavesTooMuchError:
-            return None
-        if not score.requires_grad:
-            return None
-        (gradient,) = torch.autograd.grad(score, inputs, allow_unused=True)
-        self.backwards += 1
-        if gradient is None or not bool(torch.isfinite(gradient).all()):
-            return None
+        with during or nullcontext(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = self._forward(inputs.clone())
+        score = self.target.logit(output, self.model.card).sum()
+        gradient = self._followed_back(score, inputs) if score.requires_grad else None
+        if gradient is None:
+            raise _NoGradientError(
+                "the score does not depend on the input in a way that PyTorch can follow; use a method that needs "
+                "calls only"
+            )
+        if not bool(torch.isfinite(gradient).all()):
+            raise _NoGradientError(
+                "the gradient of the score holds NaN or infinity; use a method that needs calls only"
+            )
         found: np.ndarray = gradient[0].float().cpu().numpy()
         return found[..., None] if self.model.card.spatial_dims == 2 else found
+
+    @_memory_guarded()
+    def _followed_back(self, score: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:
+        """The score's gradient with respect to the inputs; None where it does not depend on them."""
+        try:
+            (gradient,) = torch.autograd.grad(score, inputs, allow_unused=True)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise _NoGradientError(
+                f"PyTorch cannot follow the score back to the input: {reason}; use a method that needs calls only"
+            ) from error
+        self.backwards += 1
+        return gradient
 
     @property
     def finished_in_full_from(self) -> tuple[str, ...]:
@@ -439,7 +469,9 @@ class Probe:
         try:
             with self.compute.precision():
                 output = self.model.network(inputs)
-        except RuntimeError as error:
+        except InputError:
+            raise
+        except (RuntimeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
             raise InputError(

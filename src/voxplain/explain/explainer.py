@@ -83,7 +83,7 @@ class Explainer(ABC):
         target.check(model.card, scan.grid)
         if self.needs == "layer" and not model.differentiable_inside:
             raise InputError(
-                f"{self.name} watches a layer, which a TorchScript network does not allow; methods that need calls "
+                f"{self.name} watches layers, which a TorchScript network does not allow; methods that need calls "
                 f"only work: {', '.join(other.name for other in _all_explainers() if other.needs == 'calls')}"
             )
         started = time.perf_counter()

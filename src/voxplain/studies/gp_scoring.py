@@ -1,0 +1,137 @@
+"""How well paper gp's networks classify slices, and how well their maps show the tumour (002, 2.4).
+
+Two tables, one line per slice each: what was predicted, and the Dice of every way to make a mask. A slice with tumour
+whose class is predicted as tumour-free has no mask, and counts 0; on a slice without tumour a mask has no Dice, and its
+area is what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from voxplain import segment
+from voxplain.compute import Compute
+from voxplain.engine.progress import tracked
+from voxplain.explain.evidence import HeatMap
+from voxplain.explanation import Explanation, Region
+from voxplain.metrics.network_free import network_free_masks
+from voxplain.metrics.overlap import dice
+from voxplain.model import Model
+from voxplain.scan import Labels, Scan
+from voxplain.studies.gp_data import Stack
+from voxplain.studies.slice_rows import network_free_slice_masks
+
+# Subtracted from the top multi-Otsu threshold, in logit; the paper's are 0.1, 0.3 and 1.6 (002, figure 6).
+OFFSETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.6, 2.0, 3.0)
+OFFSET_ROW = "heat-map/multi-otsu-offset"
+
+
+def localisation(
+    model: Model, stacks: Sequence[Stack], *, kind: str, seed: int = 0, compute: Compute, title: str = "explaining"
+) -> pd.DataFrame:
+    """Dice and area of every mask of every slice: columns stack, group, slice, label, predicted, row, kind, dice, area.
+
+    `kind` is "deployable", or "seen" where the network was trained on these slices; rows that need no network are
+    "plain". `area` is in mm^2 (pixels where an image does not say how large they are).
+    """
+    lines: list[dict[str, Any]] = []
+    for number, stack in enumerate(tracked(stacks, title, shown=compute.progress)):
+        scan, truth = stack.scan(), stack.mask().data > 0
+        quiet = Compute(device=compute.device, memory=compute.memory, threads=compute.threads)
+        why = HeatMap()(model, scan, seed=seed, compute=quiet)
+        added = HeatMap(show="contributions")(model, scan, seed=seed, compute=quiet)
+        foreground = Labels(scan.foreground(), scan.grid)
+        masks = _masks(why, added, foreground)
+        plain = _plain(scan, seed + 1000 * number)
+        for region in why.regions:
+            its = truth[region.slices]
+            facts = {
+                "stack": stack.id,
+                "group": stack.group,
+                "slice": region.name,
+                "label": stack.label_of(its, model.card.classes),
+                "predicted": why.provenance["facts"][region.name]["class"],
+            }
+            pixel = float(np.prod(scan.grid.spacing[:2]))
+            for row, mask in masks.items():
+                lines.append(facts | _line(row, kind, mask[region.slices], its, pixel))
+            for offset, mask in zip(OFFSETS, _offsets(why, region, foreground), strict=True):
+                lines.append(facts | _line(f"{OFFSET_ROW}={offset:g}", kind, mask, its, pixel))
+            for row, mask in plain.items():
+                lines.append(facts | _line(row, "plain", mask[region.slices], its, pixel))
+    return pd.DataFrame(lines)
+
+
+def with_chosen_offsets(test: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
+    """The lines of one fold with one row per way of choosing the offset instead of one per offset.
+
+    0 is deployable; the one with the highest median Dice on the validation slices is "validation-masks", on the test
+    slices themselves "oracle". Of equal medians the smallest offset is taken.
+    """
+    kept = test[~test.row.str.startswith(OFFSET_ROW)]
+    if kept.empty or not test.row.str.startswith(OFFSET_ROW).any():
+        return test
+    found = [kept]
+    for kind, judged in (("validation-masks", validation), ("oracle", test)):
+        medians = [_median(judged, f"{OFFSET_ROW}={offset:g}") for offset in OFFSETS]
+        if np.isnan(medians).all():
+            continue
+        best = OFFSETS[int(np.nanargmax(medians))]
+        chosen = test[test.row == f"{OFFSET_ROW}={best:g}"].copy()
+        chosen["row"], chosen["kind"], chosen["offset"] = OFFSET_ROW, kind, best
+        found.append(chosen)
+    return pd.concat(found, ignore_index=True)
+
+
+def _median(lines: pd.DataFrame, row: str) -> float:
+    if lines.empty:
+        return np.nan
+    return float(lines[(lines.row == row) & lines.dice.notna()].dice.median())
+
+
+def _masks(why: Explanation, added: Explanation, foreground: Labels) -> dict[str, np.ndarray]:
+    """The masks of a whole scan, boolean (X, Y, Z), by row."""
+    rules: dict[str, Callable[[Explanation], Labels]] = {
+        "otsu": lambda one: segment.otsu(one, mask=foreground),
+        "multi-otsu": lambda one: segment.multi_otsu(one, mask=foreground),
+        "fixed-0.5": lambda one: segment.fixed(one, threshold=0.5, mask=foreground),
+    }
+    masks = {f"heat-map/{name}": rule(why) for name, rule in rules.items()}
+    masks["contributions/otsu"] = rules["otsu"](added)
+    return {row: mask.data > 0 for row, mask in masks.items()}
+
+
+def _offsets(why: Explanation, region: Region, foreground: Labels) -> list[np.ndarray]:
+    """The mask of a region for every offset, boolean (X, Y, 1): as `segment.multi_otsu`, the threshold found once."""
+    values = np.maximum(why.total[region.slices], 0)
+    inside = foreground.data[region.slices] > 0
+    threshold = segment.multi_otsu_threshold(values[inside]) if region.positive else None
+    if threshold is None:
+        return [np.zeros(values.shape, dtype=bool)] * len(OFFSETS)
+    return [inside & (values > max(threshold - offset, 0)) for offset in OFFSETS]
+
+
+def _plain(scan: Scan, seed: int) -> dict[str, np.ndarray]:
+    """The masks that need no network, by row, boolean (X, Y, Z) each; slices are thresholded one by one."""
+    found: dict[str, np.ndarray] = {}
+    main = scan.channels[0] if "flair" not in scan.channels else "flair"
+    image = scan.channel(main)
+    for index in range(image.shape[2]):
+        for row, mask in network_free_slice_masks(image[..., index], seed=seed + index).items():
+            found.setdefault(row, np.zeros(image.shape, dtype=bool))[..., index] = mask
+    if "flair" in scan.channels:
+        found["intensity/flair"] = network_free_masks(scan)["intensity/flair"]
+    return found
+
+
+def _line(row: str, kind: str, mask: np.ndarray, truth: np.ndarray, pixel: float) -> dict[str, Any]:
+    return {
+        "row": row,
+        "kind": kind,
+        "dice": dice(mask, truth) if truth.any() else np.nan,
+        "area": float(np.count_nonzero(mask)) * pixel,
+    }
