@@ -1,10 +1,11 @@
 """Methods of explanation; `__all__` is the list that the command line and the contract suite read."""
 
 from voxplain.explain.cam import GradCAM
+from voxplain.explain.evidence import HeatMap
 from voxplain.explain.kernel_shap import KernelSHAP
 from voxplain.explain.lime import LIME
 from voxplain.explain.occlusion import Occlusion
 from voxplain.explain.relevance import RelevanceMap
 from voxplain.explain.rise import RISE
 
-__all__ = ["LIME", "RISE", "GradCAM", "KernelSHAP", "Occlusion", "RelevanceMap"]
+__all__ = ["LIME", "RISE", "GradCAM", "HeatMap", "KernelSHAP", "Occlusion", "RelevanceMap"]
