@@ -283,8 +283,8 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
         if card.normalisation == "z-score":
             inside = channel != 0
             values = channel[inside].astype(np.float64)
-            spread = float(values.std()) or 1.0
-            data[index] = np.where(inside, (channel - values.mean()) / spread, 0)
+            mean, spread = (values.mean(), float(values.std()) or 1.0) if len(values) else (0.0, 1.0)
+            data[index] = np.where(inside, (channel - mean) / spread, 0)
             background.append(0.0)
         else:
             low, high = float(channel.min()), float(channel.max())
