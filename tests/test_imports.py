@@ -14,7 +14,7 @@ ROOT = Path(voxplain.__file__).parent
 
 # Room -> the rooms that it may import. What is not listed is an arrow that runs back (or a room without a place).
 _TYPES = {"errors", "grid", "scan"}
-_VALUES = {"explanation", "target", "compute", "model", "partition", "preparation", "randomisation"}
+_VALUES = {"explanation", "target", "compute", "midplane", "model", "partition", "preparation", "randomisation"}
 _LOWER = _TYPES | _VALUES | {"io"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"errors"},
     "target": _TYPES | {"model"},
     "partition": _TYPES,
-    "preparation": _TYPES | {"model"},
+    "midplane": _TYPES,
+    "preparation": _TYPES | {"midplane", "model"},
     "randomisation": {"errors", "model"},
     "networks": set(),
     "losses": set(),

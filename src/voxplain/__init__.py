@@ -4,16 +4,17 @@ from voxplain import refine, segment
 from voxplain.checks.check import check
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.explain import LIME, RISE, GradCAM, GuidedBackprop, KernelSHAP, Occlusion, RelevanceMap
+from voxplain.explain import LIME, RISE, GradCAM, GuidedBackprop, HeatMap, KernelSHAP, Occlusion, RelevanceMap
 from voxplain.explain.explainer import Explainer, replay
 from voxplain.explanation import Explanation, Region
 from voxplain.grid import Grid
 from voxplain.io.bundle import load_model, save_model, shipped_models
+from voxplain.io.image import read_image
 from voxplain.io.nifti import read, read_labels, save
 from voxplain.model import Card, Model
 from voxplain.report.page import report
 from voxplain.scan import Labels, Scan
-from voxplain.target import ClassScore, RegionScore, Target
+from voxplain.target import ClassScore, PredictedClass, RegionScore, Target
 
 __all__ = [
     "LIME",
@@ -26,11 +27,13 @@ __all__ = [
     "GradCAM",
     "Grid",
     "GuidedBackprop",
+    "HeatMap",
     "InputError",
     "KernelSHAP",
     "Labels",
     "Model",
     "Occlusion",
+    "PredictedClass",
     "Region",
     "RegionScore",
     "RelevanceMap",
@@ -39,6 +42,7 @@ __all__ = [
     "check",
     "load_model",
     "read",
+    "read_image",
     "read_labels",
     "refine",
     "replay",

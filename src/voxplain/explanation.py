@@ -15,11 +15,12 @@ from voxplain.scan import Labels, frozen_array
 
 @dataclass(frozen=True)
 class Region:
-    """A box of the scan that the network judged on its own: the whole scan, or one half.
+    """A box of the scan that the network judged on its own: the whole scan, one half, or one slice.
 
     `box` is (start, stop) in voxels of the scan's grid for each axis; `logit` is the network's raw score of the
     explained class, `probability` what it comes to after the card's calibration, and `positive` whether that reaches
-    the card's threshold.
+    the card's threshold, or whether the predicted class says that something is there. `target` is the class that was
+    explained here, "" where that is not recorded.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Region:
     probability: float
     logit: float
     positive: bool
+    target: str = ""
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:

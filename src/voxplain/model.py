@@ -19,7 +19,10 @@ _CHOICES = {
     "normalisation": ("none", "min-max", "z-score"),
     "region": ("whole", "half"),
     "spatial_dims": (2, 3),
+    "slices": (None, "axial", "coronal", "sagittal"),
 }
+# The codes of the axis along which slices of each plane are counted.
+SLICE_CODES = {"axial": "IS", "coronal": "PA", "sagittal": "LR"}
 _KINDS = {
     "name": str,
     "orientation": str | None,
@@ -39,17 +42,22 @@ class Card:
         name: the model's name, as provenance and reports state it.
         channels: sequences in the order in which the network reads them.
         classes: one name per output; a single sigmoid output has one class.
+        absent: those of the classes that say that nothing is there, such as "tumour-free"; a region of such a class is
+            never positive.
         activation: "sigmoid" (each output on its own) or "softmax".
         threshold: probability from which a region counts as positive.
         calibration: (scale, shift) of the raw score that make its activation a probability that can be read as one;
             what is said of a region goes through it, what is explained is the network's own score.
         spatial_dims: 3, or 2 for networks that read images (scans with Z = 1).
+        slices: for networks that read images: "axial", "coronal" or "sagittal" lets one run along a 3D scan, slice by
+            slice; None takes images alone. The third axis of orientation, spacing and shape is that across the slices.
         spacing: voxel size in mm that the network was trained on; None takes the scan's own.
         orientation: axis codes such as "LPS"; None takes the scan's own.
         normalisation: per sequence over the whole scan: "z-score" over non-zero voxels (zeros stay 0), "min-max" to
             0-1, or "none".
         region: "whole", or "half": both halves of the head are judged, the second one mirrored onto the first.
-        shape: size in voxels to which the region is cut or padded; None takes all of it.
+        shape: size in voxels to which the region is cut or padded; None takes all of it. Networks that read images
+            have (X, Y, 1), and those without `slices` take an image of exactly that size.
         skull_stripped: whether the network expects heads without skull on a background of exactly 0.
         description: what the model is for.
         factory: what builds the network, "package.module:callable".
@@ -63,10 +71,12 @@ class Card:
     name: str
     channels: tuple[str, ...]
     classes: tuple[str, ...]
+    absent: tuple[str, ...] = ()
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threshold: float = 0.5
     calibration: tuple[float, float] = (1.0, 0.0)
     spatial_dims: Literal[2, 3] = 3
+    slices: Literal["axial", "coronal", "sagittal"] | None = None
     spacing: tuple[float, float, float] | None = None
     orientation: str | None = None
     normalisation: Literal["none", "min-max", "z-score"] = "none"
@@ -81,7 +91,7 @@ class Card:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("channels", "classes", "calibration", "spacing", "shape"):
+        for name in ("channels", "classes", "absent", "calibration", "spacing", "shape"):
             value = getattr(self, name)
             if value is None and name in ("spacing", "shape"):
                 continue
@@ -99,6 +109,11 @@ class Card:
             raise InputError(f"the card's channels and classes are names; got {self.channels} and {self.classes}")
         if not self.channels or not self.classes:
             raise InputError("the card must name at least one channel and one class")
+        if unknown := [str(name) for name in self.absent if name not in self.classes]:
+            raise InputError(
+                f"the card's absent names classes that say that nothing is there; {', '.join(unknown)} is not among "
+                f"its classes {', '.join(self.classes)}"
+            )
         for name in ("channels", "classes"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise InputError(f"the card's {name} come twice: {', '.join(getattr(self, name))}")
@@ -111,6 +126,23 @@ class Card:
             value = getattr(self, name)
             if value is not None and (len(value) != 3 or not all(0 < size < math.inf for size in value)):
                 raise InputError(f"the card's {name} is three positive numbers; got {value}")
+        if self.spatial_dims == 2 and self.shape is not None and self.shape[2] != 1:
+            raise InputError(f"the card's shape for a network that reads images is (X, Y, 1); got {self.shape}")
+        if self.slices is not None:
+            self._check_slices(SLICE_CODES[self.slices])
+
+    def _check_slices(self, codes: str) -> None:
+        if self.spatial_dims != 2:
+            raise InputError(
+                f"the card's slices are for networks that read images: set spatial_dims to 2, or drop {self.slices!r}"
+            )
+        if self.region == "half":
+            raise InputError("a network that runs along slices reads whole slices: set the card's region to whole")
+        if self.orientation is not None and (len(self.orientation) != 3 or self.orientation[2] not in codes):
+            raise InputError(
+                f"the third axis of the card's orientation is that across its {self.slices} slices ({codes[0]} or "
+                f"{codes[1]}); got {self.orientation!r}"
+            )
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Card:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from voxplain.errors import InputError
 from voxplain.grid import Grid
-from voxplain.model import Card
+from voxplain.midplane import centre_along, checked_midplane, face_world
+from voxplain.model import SLICE_CODES, Card
 from voxplain.scan import Scan
 
 # Brains measure 0.9 to 1.9 litres; a head with its skull, or a field of view without background, far more.
 _LARGEST_BRAIN_ML = 2500.0
 _SMALLEST_BRAIN_ML = 500.0
-# Dice of the brain with its own mirror image: 0.92 to 0.97 on aligned BraTS heads.
-_ALIGNED_SYMMETRY = 0.88
-# The plane of symmetry may lie this far from the middle of the grid before the cut follows the brain instead.
-_CENTRED_WITHIN_MM = 6.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +26,8 @@ class Prepared:
 
     `input` is normalised, its channels in the card's order; its grid says where it lies in the world (a mirrored half
     has a flipped axis). `foreground` (X, Y, Z) marks the voxels that were not background before normalisation.
-    `background` (C,) is what the raw value 0 became in each channel. `box` is the region on the scan's own grid.
+    `background` (C,) is what the raw value 0 became in each channel. `box` is the region on the scan's own grid. `slab`
+    is the grid of a slice made as thick as the scan's slices that it stands for.
     """
 
     name: str
@@ -38,31 +36,12 @@ class Prepared:
     background: tuple[float, ...]
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     record: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Midplane:
-    """Where a head is its own mirror image: a face between voxels, counted along `axis`.
-
-    `overlap` is the Dice of the brain with its mirror image; `off_centre` how far, in mm, the plane lies from the
-    middle of the grid, 0 where it is the middle.
-    """
-
-    axis: int
-    face: int
-    overlap: float
-    off_centre: float
+    slab: Grid | None = None
 
     @property
-    def aligned(self) -> bool:
-        """Whether brain and mirror image overlap as those of a head that is aligned with the grid's axes."""
-        return self.overlap >= _ALIGNED_SYMMETRY
-
-    @property
-    def note(self) -> str:
-        """Why the plane lies there, in words."""
-        why = "the brain's plane of symmetry" if self.off_centre else "middle of the grid"
-        return f"{why} (overlap of brain and mirror image {self.overlap:.3f})"
+    def map_grid(self) -> Grid:
+        """The grid from which a map of the input is laid back onto the scan's."""
+        return self.slab or self.input.grid
 
 
 def prepare(scan: Scan, card: Card) -> list[Prepared]:
@@ -71,7 +50,9 @@ def prepare(scan: Scan, card: Card) -> list[Prepared]:
     Returns:
         One `Prepared` for region "whole"; two for region "half", first the half that comes first in the card's
         orientation, then the other one, mirrored onto it. The mid-sagittal plane is the last face of the first axis
-        that runs from left to right.
+        that runs from left to right. For a card with `slices` one per slice that holds foreground, in the scan's own
+        order, named "axial 033" by the first of the scan's slices that it stands for: every slice of the scan belongs
+        to the nearest slice of the network's grid. Their normalisation is that of the whole scan.
 
     Raises:
         InputError: a channel is missing or empty, the network's dimensions do not fit, or the scan is plainly not
@@ -83,10 +64,10 @@ def prepare(scan: Scan, card: Card) -> list[Prepared]:
             f"the model reads {', '.join(card.channels)}; the scan has {', '.join(scan.channels)}; "
             f"missing: {', '.join(missing)}"
         )
-    if card.spatial_dims == 2 and scan.grid.shape[2] != 1:
+    if card.spatial_dims == 2 and card.slices is None and scan.grid.shape[2] != 1:
         raise InputError(
-            f"a 2D network reads images (scans with Z = 1); this scan is {scan.grid.shape}; "
-            "cut out a slice, or use a 3D network"
+            f"a 2D network reads images (scans with Z = 1); this scan is {scan.grid.shape}; set the card's slices to "
+            "axial, coronal or sagittal to run it along the scan, cut out a slice, or use a 3D network"
         )
     if card.spatial_dims == 3 and scan.grid.shape[2] == 1:
         raise InputError(f"a 3D network reads volumes; this scan is a 2D image {scan.grid.shape}; use a 2D network")
@@ -96,6 +77,8 @@ def prepare(scan: Scan, card: Card) -> list[Prepared]:
         raise InputError(f"sequence {', '.join(empty)} is zero in every voxel; expected an image")
     if card.skull_stripped:
         _check_skull_stripped(scan)
+    if card.slices is not None:
+        return _slices(scan, card, card.slices)
     return _halves(scan, card) if card.region == "half" else [_whole(scan, card)]
 
 
@@ -104,26 +87,122 @@ def _whole(scan: Scan, card: Card) -> Prepared:
     foreground = resampled.foreground()
     normalised, background = _normalised(resampled, card)
     box = tuple((0, n) for n in scan.grid.shape)
+    if card.spatial_dims == 2:
+        _check_image(scan.grid, resampled.grid, card)
     if card.shape is not None:
-        start = [int(np.floor((n - size) / 2)) for n, size in zip(resampled.grid.shape, card.shape, strict=True)]
-        window = resampled.grid.window(start, card.shape)
-        record["cut"] = {"start": start, "shape": list(card.shape)}
+        window = _middle(resampled.grid, card.shape, record)
         normalised, foreground = _cut(normalised, foreground, background, window)
     return Prepared("whole", normalised, foreground, background, box, record)  # type: ignore[arg-type]
 
 
+def _slices(scan: Scan, card: Card, plane: str) -> list[Prepared]:
+    """Every slice of the network's grid that is the nearest one to a slice of the scan and holds foreground."""
+    grid = scan.grid
+    axis = grid.axis(SLICE_CODES[plane])
+    if 1 in grid.shape[:axis] + grid.shape[axis + 1 :]:
+        raise InputError(
+            f"the network reads {plane} slices; this scan of {_times(grid.shape)} voxels ({grid.orientation}) is an "
+            "image in another plane: give a volume, or an image of that plane"
+        )
+    own = [code for code in grid.orientation if code not in SLICE_CODES[plane]]
+    oriented = card.orientation or "".join([*own, grid.orientation[axis]])
+    resampled, record = _on_lattice(scan, replace(card, orientation=oriented))
+    lattice, foreground = resampled.grid, resampled.foreground()
+    normalised, background = _normalised(resampled, card)
+    if card.shape is not None:
+        shape = (*card.shape[:2], lattice.shape[2])
+        before = int(foreground.sum())
+        normalised, foreground = _cut(normalised, foreground, background, _middle(lattice, shape, record))
+        lost = 1 - int(foreground.sum()) / max(1, before)
+        record["cut"]["foreground_left_out"] = round(lost, 4)
+        if lost > 0.02:
+            warnings.warn(
+                f"{lost:.0%} of what is not background lies outside the {_times(card.shape[:2])} pixels that the "
+                "model reads of each slice",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    nearest = _nearest_slices(grid, axis, lattice)
+    found = []
+    for index in dict.fromkeys(nearest.tolist()):
+        inside = foreground[:, :, index : index + 1]
+        if not inside.any():
+            continue
+        here = np.flatnonzero(nearest == index)
+        box = [(0, n) for n in grid.shape]
+        box[axis] = int(here[0]), int(here[-1]) + 1
+        its_grid = normalised.grid.window((0, 0, index), (*inside.shape[:2], 1))
+        its_scan = Scan(normalised.data[..., index : index + 1], its_grid, scan.channels)
+        slab, name = _slab(its_grid, grid, axis, box[axis]), f"{plane} {here[0]:03d}"
+        found.append(Prepared(name, its_scan, inside, background, (box[0], box[1], box[2]), record, slab))
+    if not found:
+        raise InputError(
+            f"no {plane} slice holds anything but background within the {_times(normalised.grid.shape[:2])} pixels "
+            "that the model reads; check the card's shape and spacing"
+        )
+    record["slices"] = {"plane": plane, "explained": len(found), "of": len(set(nearest.tolist()))}
+    return found
+
+
+def _nearest_slices(grid: Grid, axis: int, lattice: Grid) -> np.ndarray:
+    """For each slice of the scan along an axis, (n,), the nearest one along the lattice's third axis."""
+    index = np.zeros((grid.shape[axis], 3))
+    index[:, axis] = np.arange(grid.shape[axis])
+    there = lattice.index(grid.world(index))[:, 2]
+    # What is left over at the end of a coarser lattice belongs to its last slice.
+    nearest: np.ndarray = np.clip(np.floor(there + 0.5 - 1e-9), 0, lattice.shape[2] - 1).astype(int)
+    return nearest
+
+
+def _slab(its_grid: Grid, grid: Grid, axis: int, stretch: tuple[int, int]) -> Grid:
+    """A slice's grid, as thick as a stretch (start, stop) of the scan's slices and in the middle of it."""
+    first = grid.index(its_grid.world((0, 0, 0)))
+    first[axis] = (stretch[0] + stretch[1] - 1) / 2
+    affine = its_grid.affine.copy()
+    affine[:3, 2] *= (stretch[1] - stretch[0]) * grid.spacing[axis] / its_grid.spacing[2]
+    affine[:3, 3] = grid.world(first)
+    return Grid(its_grid.shape, affine)
+
+
+def _middle(lattice: Grid, shape: tuple[int, int, int], record: dict[str, Any]) -> Grid:
+    """The window of a shape in the middle of the lattice."""
+    start = [int(np.floor((n - size) / 2)) for n, size in zip(lattice.shape, shape, strict=True)]
+    record["cut"] = {"start": start, "shape": list(shape)}
+    return lattice.window(start, shape)
+
+
+def _check_image(grid: Grid, lattice: Grid, card: Card) -> None:
+    """Raise InputError where an image is not of the plane or the size that a network for images reads."""
+    if lattice.shape[2] != 1:
+        raise InputError(
+            f"the network reads images whose axes are {card.orientation}; this one lies in another plane "
+            f"({grid.orientation}): give an image of that plane"
+        )
+    if card.shape is None or lattice.shape == card.shape:
+        return
+    wanted = []
+    for axis in range(2):
+        (codes,) = [codes for codes in SLICE_CODES.values() if grid.orientation[axis] in codes]
+        there = lattice.axis(codes)
+        wanted.append(round(card.shape[there] * lattice.spacing[there] / grid.spacing[axis]))
+    raise InputError(
+        f"the network reads images of {_times(wanted)} pixels; this one has {_times(grid.shape[:2])}: resize it"
+    )
+
+
 def _halves(scan: Scan, card: Card) -> list[Prepared]:
     grid = scan.grid
-    midsagittal = _checked_midplane(scan)
+    midsagittal = checked_midplane(scan)
     axis, face = midsagittal.axis, midsagittal.face
-    plane_world = _face_world(grid, axis, face)
+    plane_world = face_world(grid, axis, face)
     resampled, record = _on_lattice(scan, card, plane_world)
     lattice, foreground = resampled.grid, resampled.foreground()
     normalised, background = _normalised(resampled, card)
 
     across = lattice.axis("LR")
     plane = round(float(lattice.index(plane_world)[across]) + 0.5)
-    middle = [_centre(foreground, axis) for axis in range(3)]
+    middle = [centre_along(foreground, axis) for axis in range(3)]
     shape = list(card.shape or lattice.shape)
     if card.shape is None:
         shape[across] = max(plane, lattice.shape[across] - plane)
@@ -167,6 +246,9 @@ def _on_lattice(scan: Scan, card: Card, plane: np.ndarray | None = None) -> tupl
     if card.orientation is not None and card.orientation != grid.orientation:
         target = grid.reoriented(card.orientation)
     spacing = card.spacing
+    thickness = target.shape[2] * target.spacing[2]
+    if spacing is not None and card.spatial_dims == 2 and (target.shape[2] == 1 or 2 * thickness <= spacing[2]):
+        spacing = (*spacing[:2], target.spacing[2])  # an image, or next to none, has nothing to resample across
     if spacing is not None and not np.allclose(spacing, target.spacing, rtol=0.01):
         faces = np.zeros(3)
         if plane is not None:
@@ -183,6 +265,10 @@ def _on_lattice(scan: Scan, card: Card, plane: np.ndarray | None = None) -> tupl
     return (scan if target is grid else scan.on(target)), record
 
 
+def _times(values: Sequence[int]) -> str:
+    return " x ".join(map(str, values))
+
+
 def _rounded(values: tuple[float, ...]) -> list[float]:
     return [round(value, 4) for value in values]
 
@@ -197,8 +283,8 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
         if card.normalisation == "z-score":
             inside = channel != 0
             values = channel[inside].astype(np.float64)
-            spread = float(values.std()) or 1.0
-            data[index] = np.where(inside, (channel - values.mean()) / spread, 0)
+            mean, spread = (values.mean(), float(values.std()) or 1.0) if len(values) else (0.0, 1.0)
+            data[index] = np.where(inside, (channel - mean) / spread, 0)
             background.append(0.0)
         else:
             low, high = float(channel.min()), float(channel.max())
@@ -233,73 +319,3 @@ def _check_skull_stripped(scan: Scan) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def midplane(foreground: np.ndarray, grid: Grid) -> Midplane:
-    """The mid-sagittal plane of a head, from the voxels (X, Y, Z) that are not background.
-
-    The middle of the grid, as for heads registered to a template; when the brain's own plane of symmetry lies
-    elsewhere (a scan cropped or padded on one side), that one.
-    """
-    axis = grid.axis("LR")
-    foreground = np.moveaxis(foreground, axis, 0)
-    size, spacing = foreground.shape[0], grid.spacing[axis]
-    # Of two faces beside the middle of an odd number of voxels, the patient's right one, however the scan is stored.
-    middle = size // 2 if grid.orientation[axis] == "L" else (size + 1) // 2
-    if not foreground.any():
-        return Midplane(axis, middle, 0.0, 0.0)
-    centre = _centre(foreground, 0)
-    reach = math.ceil(20 / spacing)
-    candidates = [face for face in range(int(centre) - reach, int(centre) + reach + 1) if 0 < face < size]
-    # Two-millimetre steps are fine enough to compare planes, and keep 1 mm scans quick.
-    step = max(1, round(2 / spacing))
-    coarse = foreground[:, ::step, ::step]
-    symmetry = {face: _symmetry(coarse, face) for face in {*candidates, middle}}
-    best: int = max(symmetry, key=lambda face: (symmetry[face], -abs(face - middle)))
-    off = abs(best - middle) * spacing
-    chosen, off = (best, off) if off > _CENTRED_WITHIN_MM else (middle, 0.0)
-    return Midplane(axis, chosen, symmetry[chosen], off)
-
-
-def _checked_midplane(scan: Scan) -> Midplane:
-    """The plane at which the head is cut; a warning where it is not the grid's middle.
-
-    Raises:
-        InputError: the head is not aligned with the grid's axes.
-    """
-    plane = midplane(scan.foreground(), scan.grid)
-    if plane.off_centre:
-        warnings.warn(
-            f"the brain's plane of symmetry lies {plane.off_centre:.0f} mm from the middle of the grid; "
-            "the cut follows the brain. Check that the head is aligned and whole",
-            UserWarning,
-            stacklevel=4,
-        )
-    if not plane.aligned:
-        raise InputError(
-            "the model cuts the head at its mid-sagittal plane; this head is not aligned with the grid's axes "
-            f"(brain and mirror image overlap by a Dice of {plane.overlap:.2f}, expected at least "
-            f"{_ALIGNED_SYMMETRY}): register it to a template first"
-        )
-    return plane
-
-
-def _symmetry(foreground: np.ndarray, face: int) -> float:
-    """Dice of a mask (first axis across) with its mirror image at a face."""
-    width = min(face, foreground.shape[0] - face)
-    low, high = foreground[face - width : face][::-1], foreground[face : face + width]
-    return 2.0 * int(np.count_nonzero(low & high)) / max(1, int(np.count_nonzero(foreground)))
-
-
-def _centre(foreground: np.ndarray, axis: int) -> float:
-    """The middle along one axis, in faces from the first one, of the stretch that holds foreground."""
-    others = tuple(other for other in range(3) if other != axis)
-    found = np.flatnonzero(np.any(foreground, axis=others))
-    return (int(found[0]) + int(found[-1]) + 1) / 2
-
-
-def _face_world(grid: Grid, axis: int, face: int) -> np.ndarray:
-    """World coordinates (3,) in mm of the middle of a face between voxels."""
-    index = (np.array(grid.shape) - 1) / 2.0
-    index[axis] = face - 0.5
-    return grid.world(index)

@@ -205,6 +205,7 @@ def _region(content: dict[str, Any]) -> Region:
         probability=_probability(content["probability"]),
         logit=float(content["logit"]),
         positive=bool(content["positive"]),
+        target=str(content.get("target", "")),  # older results do not say
     )
 
 

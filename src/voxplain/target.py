@@ -54,6 +54,14 @@ class Target(ABC):
     def record(self) -> dict[str, Any]:
         """The target as provenance states it, in plain data; equal for targets that ask for the same."""
 
+    def resolved(self, output: torch.Tensor, card: Card) -> Target:
+        """The target once the raw output (1, classes, ...) of the clean input is known; most targets are settled."""
+        return self
+
+    def positive(self, output: torch.Tensor, card: Card) -> bool:
+        """Whether a region counts as positive, by the raw output (1, classes, ...) of the clean input."""
+        return float(self.probability(card.calibrated(output), card)[0]) >= card.threshold
+
 
 @dataclass(frozen=True)
 class ClassScore(Target):
@@ -79,6 +87,10 @@ class ClassScore(Target):
             advice = "a network that gives a map per class is explained by region: target=vx.RegionScore(name, region)"
         raise InputError(f"expected one score per class, shape {expected}; the network returns {output}: {advice}")
 
+    def positive(self, output: torch.Tensor, card: Card) -> bool:
+        """Whether the calibrated probability reaches the card's threshold; never of a class that says "nothing"."""
+        return self.name not in card.absent and super().positive(output, card)
+
     def logit(self, output: torch.Tensor, card: Card) -> torch.Tensor:
         """Raw output of the class, (B,)."""
         return output[:, card.classes.index(self.name)]
@@ -90,6 +102,58 @@ class ClassScore(Target):
     def record(self) -> dict[str, Any]:
         """Kind and name."""
         return {"kind": "ClassScore", "name": self.name}
+
+
+@dataclass(frozen=True)
+class PredictedClass(Target):
+    """The score of the class that the network gives the highest raw score, of each region on its own.
+
+    Which class that is follows from the clean input; all else is then asked of that class. A region is positive unless
+    the card lists its class as `absent`. What is read before that is of the highest class of each output by itself.
+    """
+
+    def check(self, card: Card, grid: Grid) -> None:
+        """Raise InputError when the model has one class only, which would always be the predicted one."""
+        if len(card.classes) < 2:
+            raise InputError(
+                f"the predicted class is the highest of several; this model has one class: ask for its score, "
+                f"target=vx.ClassScore({card.classes[0]!r})"
+            )
+
+    def on(self, grids: Sequence[Grid]) -> list[Target | None]:
+        """The predicted class of every grid."""
+        return [self] * len(grids)
+
+    def check_output(self, output: tuple[int, ...], inputs: tuple[int, ...], card: Card) -> None:
+        """Raise InputError unless the output is (B, classes)."""
+        ClassScore(card.classes[0]).check_output(output, inputs, card)
+
+    def resolved(self, output: torch.Tensor, card: Card) -> ClassScore:
+        """The score of the highest class; of equal ones the first."""
+        return ClassScore(card.classes[int(output[0].argmax())])
+
+    def positive(self, output: torch.Tensor, card: Card) -> bool:
+        """Whether the predicted class says that something is there."""
+        return self.resolved(output, card).name not in card.absent
+
+    def logit(self, output: torch.Tensor, card: Card) -> torch.Tensor:
+        """Highest raw output, (B,)."""
+        return output.amax(dim=1)
+
+    def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
+        """Probability of the highest class, (B,) float64, by the activation that the card states."""
+        return _squashed(output, card).amax(dim=1)
+
+    def record(self) -> dict[str, Any]:
+        """Kind alone; provenance says of each region which class it was."""
+        return {"kind": "PredictedClass"}
+
+
+def default_target(card: Card) -> Target:
+    """What is explained where nobody says: of a softmax over classes the predicted one, else the first class."""
+    if card.activation == "softmax" and len(card.classes) > 1:
+        return PredictedClass()
+    return ClassScore(card.classes[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +244,10 @@ class RegionScore(Target):
         raise InputError(
             f"expected a map per class on the input's grid, shape {expected}; the network returns {output}: {advice}"
         )
+
+    def positive(self, output: torch.Tensor, card: Card) -> bool:
+        """Whether the calibrated probability reaches the card's threshold; never of a class that says "nothing"."""
+        return self.name not in card.absent and super().positive(output, card)
 
     def logit(self, output: torch.Tensor, card: Card) -> torch.Tensor:
         """Mean over the region's voxels of the raw output of the class, (B,) float64."""

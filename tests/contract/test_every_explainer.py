@@ -5,7 +5,7 @@ import itertools
 import json
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 import voxplain as vx
 from voxplain import explain
+from voxplain.networks.self_explaining import SelfExplaining
 
 CPU = vx.Compute(device="cpu")
 KINDS = [getattr(explain, name) for name in explain.__all__]
@@ -33,7 +34,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 def an_explainer(kind: type[vx.Explainer]) -> vx.Explainer:
     """The method with its own defaults, but for `SETTINGS`; one that asks for a layer gets the detector's."""
-    layer = {"layer": "features"} if "layer" in {option.name for option in dataclasses.fields(kind)} else {}
+    layer = {"layer": "body"} if "layer" in {option.name for option in dataclasses.fields(kind)} else {}
     return kind(**(layer | SETTINGS.get(kind.name, {})))
 
 
@@ -42,60 +43,80 @@ class Detector(nn.Module):
 
     def __init__(self, channels: int, dims: int, threshold: float) -> None:
         super().__init__()
-        convolution, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dims]
-        self.features = nn.Sequential(convolution(channels, 1, 5, padding=2), norm(1), nn.ReLU(inplace=True))
-        self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(1, 1)
-        inside = torch.zeros((5,) * dims)
-        inside[(slice(1, 4),) * dims] = 1
-        kernel = inside / inside.sum() - (1 - inside) / (1 - inside).sum()
-        with torch.no_grad():
-            self.features[0].weight.copy_(kernel / channels)
-            # The border of the brain against the background of 0 must stay below, the blob far above.
-            self.features[0].bias.fill_(-threshold)
-            self.head.weight.fill_(500 / threshold)
-            self.head.bias.fill_(-1.0)
+        _look_for_contrast(self, channels, dims, threshold)
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.body(inputs))
+
+    def score(self, features: torch.Tensor) -> torch.Tensor:
+        return self.head(features.flatten(2).mean(2))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(self.features(inputs)).flatten(2).mean(2))
+        return self.score(self.features(inputs))
 
 
-class Stumbling(Detector):
+class Evident(SelfExplaining):
+    """The detector as a network that explains itself: the mean is that of all, highest first."""
+
+    def __init__(self, channels: int, dims: int, threshold: float) -> None:
+        super().__init__(1, 1, spatial_dims=dims, pooling="top:1")
+        _look_for_contrast(self, channels, dims, threshold)
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.body(inputs))
+
+
+def _look_for_contrast(network: nn.Module, channels: int, dims: int, threshold: float) -> None:
+    convolution, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dims]
+    network.body = nn.Sequential(convolution(channels, 1, 5, padding=2), norm(1), nn.ReLU(inplace=True))
+    network.dropout = nn.Dropout(0.5)
+    inside = torch.zeros((5,) * dims)
+    inside[(slice(1, 4),) * dims] = 1
+    kernel = inside / inside.sum() - (1 - inside) / (1 - inside).sum()
+    with torch.no_grad():
+        network.body[0].weight.copy_(kernel / channels)
+        # The border of the brain against the background of 0 must stay below, the blob far above.
+        network.body[0].bias.fill_(-threshold)
+        network.head.weight.fill_(500 / threshold)
+        network.head.bias.fill_(-1.0)
+
+
+class Stumbling:
     """Raises in its second pass, when an explanation is under way."""
 
-    def __init__(self, error: type[BaseException], *arguments: float) -> None:
-        super().__init__(*arguments)
-        self.error, self.calls = error, 0
+    error: type[BaseException]
+    calls = 0
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        features = self.features(inputs)
+        found = super().features(inputs)
         if self.calls > 1:
             raise self.error("stumbled")
-        return self.head(self.dropout(features).flatten(2).mean(2))
+        return found
 
 
-class Overwriting(Detector):
+class Overwriting:
     """Writes into its own input before it looks at it."""
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return super().forward(inputs.mul_(1.0).add_(0.0))
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().features(inputs.mul_(1.0).add_(0.0))
 
 
-class Remembering(Detector):
+class Remembering:
     """Makes a tensor in its first pass and keeps it, as networks do with grids of positions."""
 
     kept: torch.Tensor | None = None
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.kept is None:
             self.kept = torch.ones_like(inputs[:1])
-        return super().forward(inputs * self.kept) * self.kept.flatten()[0]
+        return super().features(inputs * self.kept) * self.kept.flatten()[0]
 
 
-class NotANumber(Detector):
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return super().forward(inputs) * float("nan")
+class NotANumber:
+    def score(self, features: torch.Tensor) -> torch.Tensor:
+        return super().score(features) * float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +128,11 @@ class World:
     card: vx.Card
     threshold: float
 
-    def model(self, build: Callable[..., nn.Module] = Detector, *first: object) -> vx.Model:
-        network = build(*first, len(self.card.channels), self.card.spatial_dims, self.threshold)
+    def model(self, explainer: vx.Explainer, *ways: type) -> vx.Model:
+        """A network that this explainer can read, in the `ways` of the classes above."""
+        kind = Evident if explainer.needs == "self-explaining" else Detector
+        made = type("Made", (*ways, kind), {})
+        network = made(len(self.card.channels), self.card.spatial_dims, self.threshold)
         return vx.Model(network.eval(), self.card)
 
 
@@ -195,7 +219,7 @@ MODES = {
     "eval": lambda network: network.eval(),
     "train": lambda network: network.train(),
     # A frozen normalisation inside a training network, and the other way round.
-    "training but frozen norm": lambda network: network.train().features[1].eval(),
+    "training but frozen norm": lambda network: network.train().body[1].eval(),
     "evaluating but dropout": lambda network: network.eval().dropout.train(),
 }
 
@@ -203,8 +227,8 @@ MODES = {
 def _unsettle(network: Detector, mode: str) -> None:
     """Bring the network into a state that nobody would guess."""
     MODES[mode](network)
-    network.features[0].weight.requires_grad_(False)
-    network.features.register_forward_hook(lambda module, inputs, output: None)
+    network.body[0].weight.requires_grad_(False)
+    network.body.register_forward_hook(lambda module, inputs, output: None)
     network.head.register_full_backward_hook(lambda module, given, gone: None)
 
 
@@ -219,7 +243,7 @@ def test_is_a_small_printable_value(explainer: vx.Explainer) -> None:
     assert kind.name
     assert kind.family
     assert kind.cost
-    assert kind.needs in ("calls", "gradients", "layer")
+    assert kind.needs in ("calls", "gradients", "layer", "self-explaining")
     assert explainer == dataclasses.replace(explainer)
     assert hash(explainer) == hash(dataclasses.replace(explainer))
     assert repr(explainer).startswith(kind.__name__)
@@ -230,7 +254,7 @@ def test_is_a_small_printable_value(explainer: vx.Explainer) -> None:
 
 
 def test_map_lies_on_the_scans_own_grid(explainer: vx.Explainer, world: World) -> None:
-    why = explainer(world.model(), world.scan, compute=CPU)
+    why = explainer(world.model(explainer), world.scan, compute=CPU)
     assert why.map.shape == (len(why.channels), *world.scan.grid.shape)
     np.testing.assert_array_equal(why.grid.affine, world.scan.grid.affine)
     assert why.map.dtype == np.float32
@@ -247,13 +271,13 @@ def test_map_lies_on_the_scans_own_grid(explainer: vx.Explainer, world: World) -
 
 
 def test_same_seed_gives_the_same_map(explainer: vx.Explainer, world: World) -> None:
-    first, second = (explainer(world.model(), world.scan, seed=5, compute=CPU) for _ in range(2))
+    first, second = (explainer(world.model(explainer), world.scan, seed=5, compute=CPU) for _ in range(2))
     np.testing.assert_array_equal(first.map, second.map)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_leaves_everything_as_it_was(explainer: vx.Explainer, world: World, mode: str) -> None:
-    model = world.model()
+    model = world.model(explainer)
     clean = explainer(model, world.scan, compute=CPU)
     _unsettle(model.network, mode)
     before = _everything(model, world.scan)
@@ -268,7 +292,8 @@ def test_leaves_everything_as_it_was(explainer: vx.Explainer, world: World, mode
 def test_leaves_everything_as_it_was_after_an_exception(
     explainer: vx.Explainer, world: World, mode: str, error: type[BaseException]
 ) -> None:
-    model = world.model(Stumbling, error)
+    model = world.model(explainer, Stumbling)
+    model.network.error = error
     _unsettle(model.network, mode)
     before = _everything(model, world.scan)
     with pytest.raises(error, match="stumbled"):
@@ -278,15 +303,15 @@ def test_leaves_everything_as_it_was_after_an_exception(
 
 
 def test_a_network_may_write_into_its_input(explainer: vx.Explainer, world: World) -> None:
-    clean = explainer(world.model(), world.scan, compute=CPU)
+    clean = explainer(world.model(explainer), world.scan, compute=CPU)
     before = world.scan.data.copy()
-    why = explainer(world.model(Overwriting), world.scan, compute=CPU)
+    why = explainer(world.model(explainer, Overwriting), world.scan, compute=CPU)
     np.testing.assert_array_equal(world.scan.data, before)
     np.testing.assert_array_equal(why.map, clean.map)
 
 
 def test_a_network_that_was_explained_can_be_trained(explainer: vx.Explainer, world: World) -> None:
-    model = world.model(Remembering)
+    model = world.model(explainer, Remembering)
     explainer(model, world.scan, compute=CPU)
     inputs = torch.rand(2, *model.network.kept.shape[1:])
     model.network.train()(inputs).sum().backward()
@@ -294,14 +319,16 @@ def test_a_network_that_was_explained_can_be_trained(explainer: vx.Explainer, wo
 
 
 def test_a_constant_model_gives_a_zero_map(explainer: vx.Explainer, world: World) -> None:
-    model = world.model()
+    model = world.model(explainer)
     torch.nn.init.zeros_(model.network.head.weight)
     why = explainer(vx.Model(model.network, world.card), world.scan, compute=CPU)
-    np.testing.assert_array_equal(why.map, 0)
+    # A heat map is what each pixel would score by itself: where nothing weighs anything, that is the head's bias.
+    expected = -1.0 if explainer == vx.HeatMap() else 0.0
+    np.testing.assert_array_equal(why.map, expected)
 
 
 def test_finds_a_planted_blob_and_high_means_important(explainer: vx.Explainer, world: World) -> None:
-    why = explainer(world.model(), world.scan, compute=CPU)
+    why = explainer(world.model(explainer), world.scan, compute=CPU)
     peak = np.unravel_index(why.total.argmax(), why.total.shape)
     assert world.blob[peak]
     # A method of parts marks the part that holds the blob, which may be larger than the blob.
@@ -314,7 +341,7 @@ def test_affine_survives_save_and_load(explainer: vx.Explainer, tmp_path, flips:
     affine = np.diag([0.75 * flips[0], 2.0 * flips[1], 1.25 * flips[2], 1.0])
     affine[:3, 3] = (3, -44, 12.5)
     scan = vx.Scan(world.scan.data, vx.Grid(world.scan.grid.shape, affine), world.scan.channels)
-    why = explainer(world.model(), scan, compute=CPU)
+    why = explainer(world.model(explainer), scan, compute=CPU)
     vx.save(why, tmp_path / "map.nii.gz")
     back = vx.read(map=tmp_path / "map.nii.gz")
     np.testing.assert_allclose(back.grid.affine, affine, atol=1e-5)
@@ -325,7 +352,7 @@ def test_affine_survives_save_and_load(explainer: vx.Explainer, tmp_path, flips:
 
 
 def test_provenance_replays_to_the_same_map(explainer: vx.Explainer, world: World) -> None:
-    model = world.model()
+    model = world.model(explainer)
     why = explainer(model, world.scan, seed=11, compute=CPU)
     stored = json.loads(json.dumps(why.provenance))
     for provenance in (why.provenance, stored):
@@ -339,7 +366,7 @@ def test_provenance_replays_to_the_same_map(explainer: vx.Explainer, world: Worl
 
 def test_provenance_is_refused_for_another_model_or_scan(explainer: vx.Explainer) -> None:
     world, other = WORLDS["one channel"], WORLDS["2D image"]
-    model = world.model()
+    model = world.model(explainer)
     provenance = explainer(model, world.scan, compute=CPU).provenance
     with pytest.raises(vx.InputError, match="another scan"):
         vx.replay(provenance, model, other.scan)
@@ -349,14 +376,14 @@ def test_provenance_is_refused_for_another_model_or_scan(explainer: vx.Explainer
 
 
 def test_provenance_says_what_was_run(explainer: vx.Explainer, world: World) -> None:
-    model = world.model()
+    model = world.model(explainer)
     calls = []
-    model.network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    model.network.body.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
     provenance = explainer(model, world.scan, compute=CPU).provenance
     # One pass more per region asks whether the network draws on chance; it is none of the method's own.
     again = len(provenance["regions"]) if explainer.family == "perturbation" else 0
     assert provenance["passes"]["forward"] == sum(calls) - again
-    assert (provenance["passes"]["backward"] > 0) == (explainer.needs != "calls")
+    assert (provenance["passes"]["backward"] > 0) == (explainer.needs in ("gradients", "layer"))
     assert provenance["model"]["fingerprint"] == model.fingerprint
     assert provenance["scan"]["fingerprint"] == world.scan.fingerprint
     assert provenance["versions"]["torch"]
@@ -366,9 +393,11 @@ def test_provenance_says_what_was_run(explainer: vx.Explainer, world: World) -> 
 
 @pytest.mark.parametrize("compute", [(1, 1), (2, 2), (5, 1), (5, 2)], ids=str)
 def test_batch_size_and_threads_change_nothing(explainer: vx.Explainer, world: World, compute: tuple[int, int]) -> None:
-    reference = explainer(world.model(), world.scan, compute=vx.Compute(device="cpu", batch_size=1, threads=1))
+    reference = explainer(world.model(explainer), world.scan, compute=vx.Compute(device="cpu", batch_size=1, threads=1))
     batch_size, threads = compute
-    why = explainer(world.model(), world.scan, compute=vx.Compute("cpu", threads=threads, batch_size=batch_size))
+    why = explainer(
+        world.model(explainer), world.scan, compute=vx.Compute("cpu", threads=threads, batch_size=batch_size)
+    )
     assert np.abs(why.map - reference.map).max() <= 1e-5 * np.abs(reference.map).max()
     assert why.provenance["compute"]["batch_size"] == batch_size
 
@@ -377,8 +406,8 @@ def test_batch_size_and_threads_change_nothing(explainer: vx.Explainer, world: W
 if torch.cuda.is_available():
 
     def test_a_gpu_gives_the_same_map(explainer: vx.Explainer, world: World) -> None:
-        reference = explainer(world.model(), world.scan, compute=CPU)
-        model = world.model()
+        reference = explainer(world.model(explainer), world.scan, compute=CPU)
+        model = world.model(explainer)
         why = explainer(model, world.scan, compute=vx.Compute(device="cuda"))
         # Convolutions may run in TF32 there, with a mantissa of 10 bits.
         assert np.abs(why.map - reference.map).max() <= 5e-3 * np.abs(reference.map).max()
@@ -387,21 +416,44 @@ if torch.cuda.is_available():
 
 def test_refuses_a_network_that_returns_nan(explainer: vx.Explainer, world: World) -> None:
     with pytest.raises(vx.InputError, match="NaN or infinite"):
-        explainer(world.model(NotANumber), world.scan, compute=CPU)
+        explainer(world.model(explainer, NotANumber), world.scan, compute=CPU)
 
 
 def test_refuses_a_class_that_does_not_exist(explainer: vx.Explainer, world: World) -> None:
     with pytest.raises(vx.InputError, match=r"no class 'stroke'; it has blob"):
-        explainer(world.model(), world.scan, target=vx.ClassScore("stroke"), compute=CPU)
+        explainer(world.model(explainer), world.scan, target=vx.ClassScore("stroke"), compute=CPU)
 
 
 def test_refuses_a_scan_that_lacks_a_channel(explainer: vx.Explainer, world: World) -> None:
     card = dataclasses.replace(world.card, channels=(*world.card.channels[1:], "adc"))
     with pytest.raises(vx.InputError, match=r"missing: adc"):
-        explainer(vx.Model(world.model().network, card), world.scan, compute=CPU)
+        explainer(vx.Model(world.model(explainer).network, card), world.scan, compute=CPU)
 
 
 def test_refuses_a_network_with_another_number_of_outputs(explainer: vx.Explainer, world: World) -> None:
     card = dataclasses.replace(world.card, classes=("blob", "none"))
     with pytest.raises(vx.InputError, match="one score per class"):
-        explainer(vx.Model(world.model().network, card), world.scan, compute=CPU)
+        explainer(vx.Model(world.model(explainer).network, card), world.scan, compute=CPU)
+
+
+def test_a_volume_is_its_slices_one_by_one(explainer: vx.Explainer) -> None:
+    flat = WORLDS["2D image"]
+    volume = _world((24, 20, 6), ("t1",), (6, 9, 1), spatial_dims=2, slices="axial")
+    model = volume.model(explainer)
+    why = explainer(model, volume.scan, seed=3, compute=CPU)
+    alone = vx.Model(model.network, flat.card)
+    expected, count = np.zeros_like(why.map), 0
+    for index in range(6):
+        image = vx.Scan(
+            volume.scan.data[..., index : index + 1], volume.scan.grid.window((0, 0, index), (24, 20, 1)), ("t1",)
+        )
+        if not image.data.any():
+            continue
+        by_hand = explainer(alone, image, seed=3, compute=CPU)
+        expected[..., index] = by_hand.map[..., 0]
+        assert why.regions[count].logit == by_hand.regions[0].logit
+        assert why.regions[count].name == f"axial {index:03d}"
+        count += 1
+    assert count == len(why.regions) > 2
+    np.testing.assert_array_equal(why.map, expected)
+    assert why.map[..., 1:4].any()

@@ -18,7 +18,8 @@ import voxplain as vx
 from voxplain import explain
 
 CPU = vx.Compute(device="cpu")
-KINDS = [getattr(explain, name) for name in explain.__all__]
+# A network that explains itself says one score per class, and its map is of that score.
+KINDS = [kind for kind in (getattr(explain, name) for name in explain.__all__) if kind.needs != "self-explaining"]
 # A flipped, anisotropic grid with an odd origin; RAS+ world, so this one is LAS.
 AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
 # Lengths in mm must suit worlds of 2 to 4 cm, and numbers of samples a suite that runs each method many times.

@@ -12,7 +12,8 @@ import voxplain as vx
 from voxplain import explain
 from voxplain.engine.probe import Probe
 from voxplain.explain.fills import Blurred, Optimal, fill_named
-from voxplain.preparation import Prepared, midplane, prepare
+from voxplain.midplane import midplane
+from voxplain.preparation import Prepared, prepare
 
 CPU = vx.Compute(device="cpu", threads=1)
 SHAPE = (9, 8, 7)

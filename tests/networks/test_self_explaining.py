@@ -11,9 +11,9 @@ from torch.nn import functional
 
 import voxplain as vx
 from voxplain.networks.gp_reconresnet import GPReconResNet
-from voxplain.networks.gp_shuffleunet import GPShuffleUNet, _shuffled, _unshuffled
+from voxplain.networks.gp_shuffleunet import GPShuffleUNet, _shuffled
 from voxplain.networks.gp_unet import GPUNet
-from voxplain.networks.self_explaining import SelfExplaining, fourier_resample
+from voxplain.networks.self_explaining import SelfExplaining, blocks, fourier_resample
 
 SMALL: dict[str, Callable[..., SelfExplaining]] = {
     "GPUNet": lambda **options: GPUNet(4, 3, width=4, **options),
@@ -172,10 +172,10 @@ def test_fourier_resampling_refuses_to_shrink() -> None:
 
 def test_pixel_shuffles_are_pytorchs_in_2d_and_inverses_in_3d() -> None:
     x = images(2, 8, 6, 10)
-    assert torch.equal(_unshuffled(x), functional.pixel_unshuffle(x, 2))
+    assert torch.equal(blocks(x, 2), functional.pixel_unshuffle(x, 2))
     assert torch.equal(_shuffled(x), functional.pixel_shuffle(x, 2))
     volume = images(2, 3, 4, 6, 8)
-    small = _unshuffled(volume)
+    small = blocks(volume, 2)
     assert small.shape == (2, 24, 2, 3, 4)
     assert torch.equal(_shuffled(small), volume)
     # A block of 2 x 2 x 2 voxels is the eight features of one, the last axis running fastest.

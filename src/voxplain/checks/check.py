@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,12 @@ from voxplain.explain.explainer import Explainer, check_speaks_of, explainer_of,
 from voxplain.explain.parts import PartsExplainer
 from voxplain.explain.rise import RISE
 from voxplain.explanation import Explanation
+from voxplain.grid import Grid
 from voxplain.metrics.sanity import label_randomisation, weight_randomisation
 from voxplain.model import Model
 from voxplain.randomisation import Randomised, blocks, cascade
 from voxplain.scan import Scan
-from voxplain.target import ClassScore, Target
+from voxplain.target import ClassScore, PredictedClass, Target, default_target
 
 _DRAWS = 3
 # Row of the controls -> what the check against it is called.
@@ -75,9 +76,12 @@ def check(
         raise InputError("a map is tested region by region, and this one names none; give it its regions")
     if {"model", "scan"} <= provenance.keys():
         check_speaks_of(provenance, model, scan)
-    target = target_of(provenance, target) if "target" in provenance else target or ClassScore(model.card.classes[0])
+    target = target_of(provenance, target) if "target" in provenance else target or default_target(model.card)
     for tested in (model,) if shuffled is None else (model, shuffled):
         target.check(tested.card, scan.grid)
+    held = target
+    if isinstance(target, PredictedClass):
+        held = _AsExplained(tuple(region.target for region in explanation.regions))
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -95,7 +99,7 @@ def check(
         def explain(other: Model, its_scan: Scan) -> Explanation:
             nonlocal passes
             assert explainer is not None
-            made = explainer(other, its_scan, target=target, seed=int(provenance.get("seed", 0)), compute=quiet)
+            made = explainer(other, its_scan, target=held, seed=int(provenance.get("seed", 0)), compute=quiet)
             passes += made.provenance["passes"]["forward"] + made.provenance["passes"]["backward"]
             return made
 
@@ -139,6 +143,29 @@ def check(
         "versions": versions(),
     }
     return replace(explanation, provenance=provenance | {"checks": {"lines": lines, "run": run}})
+
+
+@dataclass(frozen=True)
+class _AsExplained(PredictedClass):
+    """The classes that were predicted when the map was made, region by region.
+
+    A network with other weights is asked for the same ones: maps of other classes would differ anyhow.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def on(self, grids: Sequence[Grid]) -> list[Target | None]:
+        """The score of each region's class."""
+        if len(grids) != len(self.names):
+            raise InputError(
+                f"the map speaks of {len(self.names)} regions; this network reads {len(grids)} of the scan: give one "
+                "whose card reads the same"
+            )
+        return [ClassScore(name) for name in self.names]
+
+    def record(self) -> dict[str, Any]:
+        """Kind, and the class of each region."""
+        return {"kind": "predicted classes, held", "names": list(self.names)}
 
 
 def _explainer(provenance: dict[str, Any]) -> tuple[Explainer | None, str]:

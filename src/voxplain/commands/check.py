@@ -31,7 +31,7 @@ def check_results(
     shuffled: Annotated[
         str | None, typer.Option(help="the same network trained on shuffled labels, for label randomisation")
     ] = None,
-    scan: Annotated[Path | None, typer.Option(help="patient folder, where its files have moved")] = None,
+    scan: Annotated[Path | None, typer.Option(help="patient folder or single file, where it has moved")] = None,
     flair: SequenceFile = None,
     t1: SequenceFile = None,
     t1ce: SequenceFile = None,

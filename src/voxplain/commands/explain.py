@@ -13,18 +13,20 @@ import typer
 
 import voxplain.explain
 from voxplain import segment
-from voxplain.commands.options import out_console, scan_files, seen_by, sources_of
+from voxplain.commands.options import out_console, read_scan, scan_files, seen_by, sources_of
 from voxplain.compute import Compute
 from voxplain.datasets.brats import SEQUENCES
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer
 from voxplain.explanation import Explanation
-from voxplain.io.atomic import output_folder
+from voxplain.io.atomic import output_folder, writing
 from voxplain.io.bundle import load_model
-from voxplain.io.nifti import read_sequences
+from voxplain.io.image import is_image
+from voxplain.model import Card
+from voxplain.report.heat_map import heat_map_picture
 from voxplain.results import print_ranks, write_results
 from voxplain.scan import Labels
-from voxplain.target import ClassScore
+from voxplain.target import ClassScore, PredictedClass, Target, default_target
 
 
 def known_explainers() -> dict[str, type[Explainer]]:
@@ -49,7 +51,12 @@ def explain_command(kind: type[Explainer]) -> Callable[..., None]:
     parameters = [
         option("model", str, required, help="shipped name, folder, TorchScript file or python:pkg.mod:factory"),
         option("out", Path, required, help="folder for the results"),
-        option("scan", Path | None, None, help="patient folder in BraTS layout"),
+        option(
+            "scan",
+            Path | None,
+            None,
+            help="patient folder in BraTS layout, or one file (picture or NIfTI) for networks that read one sequence",
+        ),
         *(option(name, list[Path] | None, None, help=f"{name} file") for name in SEQUENCES),
         option("sequence", list[str] | None, None, help="another sequence, name=file.nii.gz; may come several times"),
         *(option(f.name, types[str(f.type)], f.default, help=f.metadata["help"]) for f in fields if f.name != "mask"),
@@ -58,7 +65,12 @@ def explain_command(kind: type[Explainer]) -> Callable[..., None]:
             for f in fields
             if f.name == "mask"
         ),
-        option("target", str | None, None, help="class to explain; the card's first by default"),
+        option(
+            "target",
+            str | None,
+            None,
+            help="class to explain, or 'predicted': the highest of each region, the default of a softmax over classes",
+        ),
         option("mask_rule", str, "otsu", "--mask", help="otsu, multi-otsu, top:N (ranks) or fixed:VALUE"),
         option("smallest", float, 0.0, help="drop components of the mask below this volume in mm^3"),
         option("components", int | None, None, help="keep this many of the mask's largest components per region"),
@@ -100,10 +112,14 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     output_folder(run["out"])
     make_mask = _mask_rule(run["mask_rule"])
     sequences = [f"{name}={path}" for name in SEQUENCES for path in run[name] or []]
-    files = scan_files(run["scan"], [*sequences, *(run["sequence"] or [])])
-    scan = read_sequences(files)
-    model = load_model(run["model"], run["card"])
-    target = ClassScore(run["target"] or model.card.classes[0])
+    # What a single file shows follows from the card; all other scans are read, and refused, before the model is loaded.
+    single = run["scan"] is not None and run["scan"].is_file()
+    model = load_model(run["model"], run["card"]) if single else None
+    channels = None if model is None else model.card.channels
+    files = scan_files(run["scan"], [*sequences, *(run["sequence"] or [])], channels)
+    scan = read_scan(files)
+    model = model or load_model(run["model"], run["card"])
+    target = _target(run["target"], model.card)
     explanation = explainer(model, scan, target=target, seed=run["seed"], compute=compute)
     mask = make_mask(
         explanation,
@@ -114,7 +130,18 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     sources = sources_of(files)
     seen = seen_by(model.card, sources)
     paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"], sources=sources, seen=seen)
+    if is_image(next(iter(files.values()))):
+        paths["picture"] = run["out"] / f"{kind.name}.png"
+        with writing(paths["picture"]) as temporary:
+            temporary.write_bytes(heat_map_picture(scan, explanation, mask))
     _print_results(explanation, mask, paths)
+
+
+def _target(name: str | None, card: Card) -> Target:
+    """What `--target` names; a class that is itself called "predicted" is that class."""
+    if name is None:
+        return default_target(card)
+    return PredictedClass() if name == "predicted" and name not in card.classes else ClassScore(name)
 
 
 def _mask_rule(rule: str) -> Callable[..., Labels]:
@@ -137,7 +164,8 @@ def _mask_rule(rule: str) -> Callable[..., Labels]:
 def _print_results(explanation: Explanation, mask: Labels, paths: dict[str, Path]) -> None:
     for region in explanation.regions:
         verdict = "positive" if region.positive else "negative: its mask is left empty"
-        out_console.print(f"{region.name}: probability {region.probability:.3f}, {verdict}", highlight=False)
+        of = f" of {region.target}" if explanation.provenance["target"]["kind"] == "PredictedClass" else ""
+        out_console.print(f"{region.name}: probability{of} {region.probability:.3f}, {verdict}", highlight=False)
     print_ranks(explanation, out_console)
     out_console.print(f"mask: {mask.volume:.1f} ml", highlight=False)
     for name, path in paths.items():

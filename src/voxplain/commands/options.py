@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +15,11 @@ from voxplain.datasets import brats
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
 from voxplain.explain.fills import FORMS
+from voxplain.io.image import is_image, read_image
+from voxplain.io.nifti import read_sequences
 from voxplain.io.sequences import canonical, patient_folder_files, without_suffix
 from voxplain.model import Card
+from voxplain.scan import Scan
 
 out_console = Console()
 error_console = Console(stderr=True)
@@ -49,8 +52,12 @@ def cases_in(data: Path) -> list[Case]:
     return brats.cases(data)
 
 
-def scan_files(folder: Path | None, named: list[str]) -> dict[str, Path]:
-    """The files of a patient folder by sequence, or those given as name=path."""
+def scan_files(given_scan: Path | None, named: list[str], channels: Sequence[str] | None = None) -> dict[str, Path]:
+    """The files of a patient folder by sequence, or those given as name=path.
+
+    Where `channels` says what the network reads, the scan may also be one file, a picture or a NIfTI volume, which is
+    the only one of them.
+    """
     given: dict[str, Path] = {}
     for text in named:
         name, separator, path = text.partition("=")
@@ -59,30 +66,65 @@ def scan_files(folder: Path | None, named: list[str]) -> dict[str, Path]:
         if name in given:
             raise InputError(f"sequence {name} is given twice: {given[name]} and {path}; give each one once")
         given[name] = Path(path)
-    if (folder is None) == (not given):
+    if (given_scan is None) == (not given):
         raise InputError(
             "give either --scan with a patient folder, or one file per sequence (--flair, --t1, --t1ce, --t2, "
             "--sequence name=file)"
         )
-    if folder is None:
+    if given_scan is None:
         return given
-    found = patient_folder_files(folder)
+    if given_scan.is_file() and channels is not None:
+        return {_only(channels, given_scan): given_scan}
+    found = patient_folder_files(given_scan)
     found.pop("seg", None)
     return found
 
 
+def _only(channels: Sequence[str], path: Path) -> str:
+    """The one sequence that a single file can be."""
+    if len(channels) == 1:
+        return channels[0]
+    files = " ".join(f"--{name} FILE" if name in brats.SEQUENCES else f"--sequence {name}=FILE" for name in channels)
+    raise InputError(
+        f"the network reads {', '.join(channels)}, and {path.name} is one file: give --scan a patient folder, or one "
+        f"file per sequence ({files})"
+    )
+
+
+def read_scan(files: Mapping[str, Path]) -> Scan:
+    """The scan in these files, by sequence: one picture, or NIfTI volumes.
+
+    Raises:
+        InputError: a file that cannot be read, pictures beside other files, volumes that do not fit each other.
+    """
+    pictures = {name: path for name, path in files.items() if is_image(path)}
+    if not pictures:
+        return read_sequences(files)
+    if len(files) > 1:
+        raise InputError(
+            f"a picture is a scan of its own; {next(iter(pictures.values())).name} is given beside other files: "
+            "give it alone, with --scan"
+        )
+    ((name, path),) = pictures.items()
+    return read_image(path, name=name)
+
+
 def sources_of(files: Mapping[str, Path]) -> dict[str, Path]:
-    """The files by the canonical names of their sequences."""
-    return {canonical(name): path for name, path in files.items()}
+    """The files by the canonical names of their sequences; a picture's channel is called as the card calls it."""
+    return {name if is_image(path) else canonical(name): path for name, path in files.items()}
 
 
 def seen_by(card: Card, sources: Mapping[str, Path]) -> bool | None:
     """Whether a network was trained on the scan in these files; None where its card does not list what it was.
 
-    Data sets name a case by its folder, and its files NAME_flair or NAME-t2f.
+    Data sets name a case by its folder, and its files NAME_flair or NAME-t2f; a picture by its file.
     """
     if not card.training_ids:
         return None
-    known = {path.resolve().parent.name for path in sources.values()}
-    known |= {re.sub(r"[_-][A-Za-z0-9]+$", "", without_suffix(path)) for path in sources.values()}
+    known = {path.stem for path in sources.values() if is_image(path)}
+    volumes = [path for path in sources.values() if not is_image(path)]
+    known |= {path.resolve().parent.name for path in volumes}
+    known |= {re.sub(r"[_-][A-Za-z0-9]+$", "", without_suffix(path)) for path in volumes}
+    if len(volumes) == 1:
+        known.add(without_suffix(volumes[0]))
     return not known.isdisjoint(card.training_ids)

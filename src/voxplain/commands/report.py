@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from voxplain.commands.options import SequenceFile, out_console, scan_files
+from voxplain.commands.options import SequenceFile, out_console, read_scan, scan_files
 from voxplain.errors import InputError
-from voxplain.io.nifti import read_labels, read_sequences
+from voxplain.io.nifti import read_labels
 from voxplain.results import Result, read_results
 from voxplain.scan import Labels, Scan
 
@@ -19,7 +19,7 @@ _PHANTOM = "phantom (software check)"
 
 def report_results(
     results: Annotated[list[Path], typer.Argument(help="folders that `voxplain explain` wrote")],
-    scan: Annotated[Path | None, typer.Option(help="patient folder, where its files have moved")] = None,
+    scan: Annotated[Path | None, typer.Option(help="patient folder or single file, where it has moved")] = None,
     flair: SequenceFile = None,
     t1: SequenceFile = None,
     t1ce: SequenceFile = None,
@@ -90,8 +90,9 @@ def _noted_files(results: list[Result]) -> dict[str, Path]:
 
 def explained_scan(results: list[Result], folder: Path | None, named: list[str]) -> tuple[Scan, Mapping[str, Path]]:
     """The scan that the results speak of, and its files: as given, or as `explain` noted them down."""
-    files = scan_files(folder, named) if folder is not None or named else _noted_files(results)
-    whole = read_sequences(files)
+    channels = results[0].explanation.provenance["scan"]["channels"]
+    files = scan_files(folder, named, channels) if folder is not None or named else _noted_files(results)
+    whole = read_scan(files)
     for result in results:
         stated = result.explanation.provenance["scan"]
         where = ", ".join(path.name for path in files.values())

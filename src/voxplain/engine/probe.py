@@ -61,8 +61,10 @@ class Probe:
     Attributes:
         prepared: the region as the network reads it.
         input: the network's input, float32 (C, X, Y, Z), on the CPU, read-only.
+        target: what is explained; the predicted class is settled by the clean pass.
         logit, probability: the target's score on the clean input, which is what is explained.
         calibrated: the probability after the card's calibration, which is what is said of the region.
+        positive: whether the network says of the region that something is there.
         rng: the only source of randomness.
         forwards, backwards: how many inputs went through the network so far, each way.
         followed: how many of the forwards computed only what the perturbation changes.
@@ -94,9 +96,13 @@ class Probe:
                 f"one input takes about {size_in_words(self._needs.single)}, more than the limit of {compute.memory}: "
                 "inputs run one at a time"
             )
-        self.logit = float(target.logit(output, model.card)[0])
-        self.probability = float(target.probability(output, model.card)[0])
-        self.calibrated = float(target.probability(model.card.calibrated(output), model.card)[0])
+        self.positive = target.positive(output, model.card)
+        self.target = target.resolved(output, model.card)
+        if self.target is not target:
+            self.facts["class"] = self.target.record()["name"]
+        self.logit = float(self.target.logit(output, model.card)[0])
+        self.probability = float(self.target.probability(output, model.card)[0])
+        self.calibrated = float(self.target.probability(model.card.calibrated(output), model.card)[0])
 
     def scores(self, inputs: np.ndarray, scale: str) -> np.ndarray:
         """The target's "probability" or "logit" for each of the inputs (N, C, X, Y, Z); (N,) float64.
@@ -400,6 +406,28 @@ class Probe:
         if gradient is None:
             raise InputError(f"the score does not depend on layer {layer!r}; name a layer on the way to the output")
         return activation.detach()[0].float().cpu().numpy(), gradient[0].float().cpu().numpy()
+
+    @_memory_guarded()
+    def class_map(self, read: Callable[[torch.Tensor], torch.Tensor], index: int) -> np.ndarray:
+        """A map (X, Y, Z) float32 of one class, that the network gives of the clean input by a method of its own.
+
+        `read` takes the input as the network does and gives (1, classes, X, Y, Z), or (1, classes, X, Y) in 2D. It
+        counts as one forward pass.
+
+        Raises:
+            InputError: the map is of another shape, or is not finite.
+        """
+        with torch.no_grad(), self.compute.precision():
+            output = read(self._tensor(self.input[None]))
+        self.forwards += 1
+        card = self.model.card
+        expected = (1, len(card.classes), *self.input.shape[1 : 1 + card.spatial_dims])
+        if tuple(output.shape) != expected:
+            raise InputError(f"expected a map per class on the input's grid, {expected}; got {tuple(output.shape)}")
+        if not bool(torch.isfinite(output).all()):
+            raise InputError("the network's map is NaN or infinite for this scan; check its weights and the card")
+        found: np.ndarray = output[0, index].float().cpu().numpy().reshape(self.input.shape[1:])
+        return found
 
     def layers_like_blocks(self) -> list[str]:
         """Names of the network's outermost modules that hold weights."""

@@ -8,7 +8,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal, final
@@ -19,14 +19,18 @@ from torch import nn
 
 from voxplain.compute import Compute
 from voxplain.engine.probe import Probe
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explanation import Explanation, Region
 from voxplain.grid import Grid, resample
 from voxplain.model import Model
+from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.preparation import Prepared, prepare
 from voxplain.scan import Labels, Scan
-from voxplain.target import ClassScore, Target
+from voxplain.target import ClassScore, PredictedClass, Target, default_target
 
+# Up to so many regions have a bar and notices of their own: the two halves of a head.
+_BARS = 2
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -47,6 +51,44 @@ class Relevance:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What is kept of one region once it is explained; its probe, which may hold activations, is let go."""
+
+    region: Region
+    map_grid: Grid
+    relevance: Relevance
+    facts: dict[str, Any]
+    notices: list[str]
+    forwards: int
+    backwards: int
+    followed: int
+    finished_in_full_from: tuple[str, ...]
+
+    @classmethod
+    def of(cls, prepared: Prepared, probe: Probe, relevance: Relevance) -> _Found:
+        """What a probe found out about a region."""
+        region = Region(
+            prepared.name,
+            prepared.box,
+            probability=probe.calibrated,
+            logit=probe.logit,
+            positive=probe.positive,
+            target=str(probe.target.record().get("name", "")),
+        )
+        return cls(
+            region,
+            prepared.map_grid,
+            relevance,
+            {**relevance.facts, **probe.facts},
+            probe.notices,
+            probe.forwards,
+            probe.backwards,
+            probe.followed,
+            probe.finished_in_full_from,
+        )
+
+
 @dataclass(frozen=True)
 class Explainer(ABC):
     """A method of explanation: a small value whose fields are its options; model and scan arrive at the call.
@@ -56,7 +98,7 @@ class Explainer(ABC):
 
     name: ClassVar[str]
     family: ClassVar[str]
-    needs: ClassVar[Literal["calls", "gradients", "layer"]]
+    needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]]
     cost: ClassVar[str]
 
     @final
@@ -73,12 +115,12 @@ class Explainer(ABC):
 
         Returns:
             The map on the scan's own grid, with provenance that replays it. `target` is by default the score of the
-            card's first class.
+            card's first class, and for a softmax over several classes that of the predicted one.
 
         Raises:
             InputError: model, scan, target and options do not fit each other.
         """
-        target = target or ClassScore(model.card.classes[0])
+        target = target or default_target(model.card)
         compute = compute or Compute()
         target.check(model.card, scan.grid)
         if self.needs == "layer" and not model.differentiable_inside:
@@ -86,22 +128,35 @@ class Explainer(ABC):
                 f"{self.name} watches layers, which a TorchScript network does not allow; methods that need calls "
                 f"only work: {', '.join(other.name for other in _all_explainers() if other.needs == 'calls')}"
             )
+        if self.needs == "self-explaining" and not isinstance(model.network, SelfExplaining):
+            others = ", ".join(other.name for other in _all_explainers() if other.needs != "self-explaining")
+            raise InputError(
+                f"{self.name} reads a map that the network itself makes, as those of voxplain.networks.gp_unet, "
+                f"gp_reconresnet and gp_shuffleunet do; this one is {type(model.network).__name__}: train one of "
+                f"those, or use {others}"
+            )
         started = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             regions = prepare(scan, model.card)
             targets = target.on([prepared.input.grid for prepared in regions])
-        found: list[tuple[Prepared, Probe, Relevance]] = []
-        with compute.running(), in_evaluation(model.network, compute.torch_device):
-            for prepared, its_target in zip(regions, targets, strict=True):
-                if its_target is None:
-                    continue
-                probe = Probe(model, prepared, its_target, seed, compute)
+        wanted = [pair for pair in zip(regions, targets, strict=True) if pair[1] is not None]
+        # One bar over many slices, not a bar and an announcement for each of them.
+        many = len(wanted) > _BARS
+        its_compute = dataclasses.replace(compute, progress=False) if many else compute
+        found: list[_Found] = []
+        with (
+            compute.running(),
+            in_evaluation(model.network, compute.torch_device),
+            closing(tracked(wanted, f"{self.name}, slices", shown=compute.progress and many)) as stream,
+        ):
+            for prepared, its_target in stream:
+                assert its_target is not None
+                probe = Probe(model, prepared, its_target, seed, its_compute)
                 relevance = self._relevance(probe)
                 _check(relevance, prepared, self.name)
-                found.append((prepared, probe, relevance))
-        said = [str(warning.message) for warning in caught]
-        said += [f"{prepared.name}: {notice}" for prepared, probe, _ in found for notice in probe.notices]
+                found.append(_Found.of(prepared, probe, relevance))
+        said = [str(warning.message) for warning in caught] + _noticed(found)
         if compute.dtype != "float32":
             said.append(f"ran in {compute.dtype}: scores carry two to three significant digits")
         for message in said:
@@ -119,19 +174,19 @@ class Explainer(ABC):
             },
             "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
             "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},
-            "finished_in_full_from": sorted({name for _, probe, _ in found for name in probe.finished_in_full_from}),
+            "finished_in_full_from": sorted({name for one in found for name in one.finished_in_full_from}),
             "passes": {
-                "forward": sum(probe.forwards for _, probe, _ in found),
-                "backward": sum(probe.backwards for _, probe, _ in found),
+                "forward": sum(one.forwards for one in found),
+                "backward": sum(one.backwards for one in found),
             },
-            "incremental_passes": sum(probe.followed for _, probe, _ in found),
+            "incremental_passes": sum(one.followed for one in found),
             "seconds": round(time.perf_counter() - started, 3),
             "preparation": dict(regions[0].record),
             "warnings": said,
-            "facts": {prepared.name: {**relevance.facts, **probe.facts} for prepared, probe, relevance in found},
+            "facts": {one.region.name: one.facts for one in found},
             "versions": versions(),
         }
-        return _assemble(scan, model, found, provenance)
+        return _assemble(scan, found, provenance)
 
     @abstractmethod
     def _relevance(self, probe: Probe) -> Relevance:
@@ -204,6 +259,8 @@ def target_of(provenance: Mapping[str, Any], target: Target | None = None) -> Ta
     named = dict(provenance["target"])
     if target is None and named["kind"] == "ClassScore":
         target = ClassScore(named["name"])
+    if target is None and named["kind"] == "PredictedClass":
+        target = PredictedClass()
     if target is None:
         raise InputError(
             f"the provenance names a {named['kind']} by its fingerprint, and does not hold it; "
@@ -267,46 +324,51 @@ def _check(relevance: Relevance, prepared: Prepared, name: str) -> None:
     assert np.isfinite(values).all(), f"{name} returned values that are not finite"
 
 
-def _assemble(
-    scan: Scan, model: Model, found: list[tuple[Prepared, Probe, Relevance]], provenance: dict[str, Any]
-) -> Explanation:
+def _noticed(found: list[_Found]) -> list[str]:
+    """What there is to say of how regions ran; what holds of many slices is said once."""
+    of: dict[str, list[str]] = {}
+    for one in found:
+        for notice in one.notices:
+            of.setdefault(notice, []).append(one.region.name)
+    return [
+        f"{name}: {notice}"
+        for notice, names in of.items()
+        for name in (names if len(names) <= _BARS else [f"{names[0]} and {len(names) - 1} more"])
+    ]
+
+
+def _assemble(scan: Scan, found: list[_Found], provenance: dict[str, Any]) -> Explanation:
     """Lay each region's result back on the scan's own grid."""
-    first = found[0][2]
+    first = found[0].relevance
     whole = np.zeros((len(first.channels), *scan.grid.shape), dtype=np.float32)
     parts = np.zeros(scan.grid.shape, dtype=np.int32) if first.parts is not None else None
     scores: list[np.ndarray] = []
-    regions = []
-    for prepared, probe, relevance in found:
-        region = Region(
-            prepared.name,
-            prepared.box,
-            probability=probe.calibrated,
-            logit=probe.logit,
-            positive=probe.calibrated >= model.card.threshold,
-        )
-        regions.append(region)
+    count = 0
+    for one in found:
+        region, relevance = one.region, one.relevance
         target = scan.grid.window([start for start, _ in region.box], [stop - start for start, stop in region.box])
         if relevance.parts is not None and relevance.scores is not None and parts is not None:
-            labels, values = parts_on(relevance.parts, np.atleast_2d(relevance.scores), target)
-            labels = np.where(labels > 0, labels + sum(found.shape[1] for found in scores), 0)
-            parts[region.slices] = labels
-            scores.append(values)
-            lookup = np.concatenate([np.zeros((len(values), 1)), *scores], axis=1)
+            its_parts = Labels(relevance.parts.data, one.map_grid)
+            labels, values = parts_on(its_parts, np.atleast_2d(relevance.scores), target)
+            parts[region.slices] = np.where(labels > 0, labels + count, 0)
+            lookup = np.concatenate([np.zeros((len(values), 1)), values], axis=1)
             whole[(slice(None), *region.slices)] = lookup[:, labels]
+            scores.append(values)
+            count += values.shape[1]
         else:
             assert relevance.map is not None
-            whole[(slice(None), *region.slices)] = resample(relevance.map, prepared.input.grid, target)
+            whole[(slice(None), *region.slices)] = resample(relevance.map, one.map_grid, target)
     return Explanation(
         map=whole,
         channels=first.channels,
         grid=scan.grid,
         signed=first.signed,
         unit=first.unit,
-        regions=tuple(regions),
+        regions=tuple(one.region for one in found),
         parts=None if parts is None else Labels(parts, scan.grid),
         # What several sequences say of a part adds up, as `Explanation.total` adds up their maps.
         scores=None if parts is None else np.concatenate(scores, axis=1).sum(axis=0),
-        provenance=provenance | {"regions": [dataclasses.asdict(region) for region in regions]},
+        provenance=provenance | {"regions": [dataclasses.asdict(one.region) for one in found]},
     )
 
 

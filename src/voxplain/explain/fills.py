@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 from voxplain.engine.probe import Probe
 from voxplain.errors import InputError
 from voxplain.explain.optimal import load_perturbation_network, perturbed
-from voxplain.preparation import midplane
+from voxplain.midplane import midplane
 
 Box = tuple[slice, slice, slice]
 # A fill made ready for one input: from a part, as its box and a boolean mask (x, y, z) inside it, to what the box is
@@ -74,7 +74,7 @@ def noise(probe: Probe) -> Values:
 def mirror(probe: Probe) -> Values:
     """The value at the mirrored place, across the mid-sagittal plane; background where that lies outside.
 
-    The plane is the face between voxels at which a head would be cut in halves (`voxplain.preparation.midplane`).
+    The plane is the face between voxels at which a head would be cut in halves (`voxplain.midplane.midplane`).
 
     Raises:
         InputError: the network reads halves, or the head is not aligned with the grid.

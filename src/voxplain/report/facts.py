@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from voxplain.explanation import Explanation
+from voxplain.explanation import Explanation, Region
 from voxplain.metrics.controls import CONTROLS
 from voxplain.metrics.network_free import NETWORK_FREE
 from voxplain.scan import Labels
@@ -34,6 +35,10 @@ _COLUMNS = {
 _ORACLE_ROWS = ("/best-grouping", "/best-threshold", "supervoxel-ceiling")
 # Between here and the peak nothing in the map moves the score by anything that a reader would call a change.
 _SMALL_CHANGE = 0.05
+
+
+# Halves of a head are named one by one; of the slices of a volume it is said how many.
+SHOWN_REGIONS = 4
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ def unique(names: Sequence[str]) -> list[str]:
 def target_name(explanation: Explanation) -> str:
     """What was explained, in a word or two: the class's name, and which region where the target is one."""
     target = dict(explanation.provenance.get("target", {}))
+    if predicted(explanation):
+        return "the predicted class"
     name = str(target.get("name") or target.get("kind") or "its class")
     if target.get("kind") != "RegionScore":
         return name
@@ -118,13 +125,20 @@ def target_name(explanation: Explanation) -> str:
     return f"{name} in {which}"
 
 
+def predicted(explanation: Explanation) -> bool:
+    """Whether each region was explained for the class that the network predicts there."""
+    return bool(explanation.provenance.get("target", {}).get("kind") == "PredictedClass")
+
+
 def network_name(explanation: Explanation) -> str:
     """The network's name by its card."""
     return str(explanation.provenance.get("model", {}).get("name") or "the network")
 
 
 def threshold(explanation: Explanation) -> float | None:
-    """The probability from which the card calls a region positive; None where the provenance does not say."""
+    """The probability from which the card calls a region positive; None where that is not said, or not the rule."""
+    if predicted(explanation):
+        return None
     value = explanation.provenance.get("model", {}).get("threshold")
     return None if value is None else float(value)
 
@@ -139,6 +153,15 @@ def verdict(explanation: Explanation) -> str:
     target, regions = target_name(explanation), explanation.regions
     if not regions:
         return f"What the network said of {target} is not recorded."
+    if predicted(explanation):
+        return _verdict_by_class(regions)
+    if len(regions) > SHOWN_REGIONS:
+        highest = max(regions, key=lambda region: region.probability)
+        count = sum(region.positive for region in regions)
+        return (
+            f"The network calls {count} of {len(regions)} slices positive for {target}; the highest is "
+            f"{highest.name} ({probability(highest.probability)})."
+        )
     yes = [f"the {region_name(r.name)} ({probability(r.probability)})" for r in regions if r.positive]
     no = [f"the {region_name(r.name)} ({probability(r.probability)})" for r in regions if not r.positive]
     if not no:
@@ -146,6 +169,16 @@ def verdict(explanation: Explanation) -> str:
     if not yes:
         return f"The network calls {joined(no)} negative for {target}."
     return f"The network calls {joined(yes)} positive for {target}, and {joined(no)} negative."
+
+
+def _verdict_by_class(regions: Sequence[Region]) -> str:
+    """What the network predicted, by region, or by class where there are many of them."""
+    if len(regions) <= SHOWN_REGIONS:
+        said = [f"the {region_name(r.name)} {r.target} ({probability(r.probability)})" for r in regions]
+    else:
+        counts = Counter(region.target for region in regions)
+        said = [f"{count} of {len(regions)} slices {name}" for name, count in counts.most_common()]
+    return f"The network calls {joined(said)}."
 
 
 def probability(value: float) -> str:

@@ -194,9 +194,11 @@ def _verdicts(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
                 "network": key[1],
                 "target": key[2],
                 "threshold": limit,
+                "folded": len(explanation.regions) > facts.SHOWN_REGIONS,
                 "regions": [
                     {
-                        "name": facts.region_name(region.name),
+                        "name": facts.region_name(region.name)
+                        + (f": {region.target}" if facts.predicted(explanation) else ""),
                         "probability": facts.probability(region.probability),
                         "share": round(100 * min(max(region.probability, 0), 1), 2),
                         "positive": region.positive,

@@ -85,9 +85,7 @@ def train_network(
     """
     chosen = preset(network, dataset, size)
     changes = changes or {}
-    card = dataclasses.replace(
-        chosen.card, arguments={**chosen.card.arguments, **changes.get("arguments", {})}
-    )
+    card = dataclasses.replace(chosen.card, arguments={**chosen.card.arguments, **changes.get("arguments", {})})
     settings = dataclasses.replace(chosen.settings, **changes.get("settings", {}))
     ids = [[stack.id for stack in part] for part in (training, validation)]
     content = [card.to_dict(), settings.record(), seed, ids]

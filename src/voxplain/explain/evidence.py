@@ -1,0 +1,54 @@
+"""Maps that a network makes itself, read off a network that explains itself (paper gp, 002)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from voxplain.engine.probe import Probe
+from voxplain.errors import InputError
+from voxplain.explain.explainer import Explainer, Relevance
+from voxplain.networks.self_explaining import SelfExplaining
+from voxplain.target import ClassScore
+
+_SHOWN = ("heat-map", "contributions")
+
+
+@dataclass(frozen=True)
+class HeatMap(Explainer):
+    """The network's own map of the class: its last convolution without the pooling before it (002).
+
+    `show="heat-map"` is what each pixel would score by itself, the head's bias included as in the paper: a network
+    whose answer is always the same shows that bias everywhere. Where features are pooled by their maximum, the score is
+    a weighted sum of one maximum per feature, each from a place of its own, so the heat map does not add up to it.
+    `show="contributions"` are the shares that do: with the head's bias they sum up to the score. Under max pooling they
+    are points, one per feature.
+    """
+
+    name: ClassVar[str] = "heat-map"
+    family: ClassVar[str] = "self-explaining"
+    needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]] = "self-explaining"
+    cost: ClassVar[str] = "2 forward"
+
+    show: str = field(
+        default="heat-map", metadata={"help": "heat-map (what each pixel would score) or contributions (adds up)"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.show not in _SHOWN:
+            raise InputError(f"show is one of {', '.join(_SHOWN)}; got {self.show!r}")
+
+    def _relevance(self, probe: Probe) -> Relevance:
+        network, target = probe.model.network, probe.target
+        assert isinstance(network, SelfExplaining), "the template lets no other network through"
+        if not isinstance(target, ClassScore):
+            raise InputError(
+                f"{self.name} shows what a network says of a class: target=vx.ClassScore(name) or vx.PredictedClass(); "
+                f"got {type(target).__name__}"
+            )
+        read = network.heat_map if self.show == "heat-map" else network.contributions
+        classes = probe.model.card.classes
+        found = probe.class_map(read, classes.index(target.name))
+        bias = network.head.bias
+        facts = {"bias": 0.0 if bias is None else float(bias[classes.index(target.name)])}
+        return Relevance(unit="logit", signed=True, map=found[None], facts=facts)
