@@ -62,7 +62,12 @@ def read_image(path: str | Path, *, name: str = "image", pixel_size: float = 1.0
             f"cannot read {path.name}: broken or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file "
             f"({' '.join(str(error).split())[:120]}); save it again"
         ) from error
-    data = values.T[None, :, :, None]
+    return image_scan(values, name=name, pixel_size=pixel_size)
+
+
+def image_scan(values: np.ndarray, *, name: str = "image", pixel_size: float = 1.0) -> Scan:
+    """A grey picture (rows, columns) as the scan that `read_image` makes of its file."""
+    data = np.asarray(values).T[None, :, :, None]
     return Scan(data, Grid(data.shape[1:], np.diag([-pixel_size, -pixel_size, pixel_size, 1.0])), (name,))
 
 

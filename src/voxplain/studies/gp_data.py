@@ -26,7 +26,8 @@ from voxplain.training import Example
 class Stack:
     """A scan whose slices are judged one by one: an image by itself, or the volume of a patient.
 
-    `group` is what splits go by; `label` the class of an image, None where a slice's class follows from the expert mask
+    `group` and `fold` are what splits go by; `label` the class of an image, None where a slice's class follows from the
+    expert mask
     and the patient's `grade`.
     """
 
@@ -36,6 +37,7 @@ class Stack:
     mask: Callable[[], Labels]
     label: str | None = None
     grade: str | None = None
+    fold: int | None = None
 
     def label_of(self, mask: np.ndarray, classes: Sequence[str]) -> str:
         """The class of one slice, given its part of the expert mask (boolean, any shape)."""
@@ -80,26 +82,26 @@ def stacks(dataset: str, root: Path) -> list[Stack]:
     return [_volume_stack(case) for case in found]
 
 
-def folds(dataset: str, root: Path, seed: int) -> list[Parts]:
+def folds(dataset: str, every: Sequence[Stack], seed: int) -> list[Parts]:
     """Training, validation and test scans of each fold: the authors' folds for Cheng, three parts by patient for BraTS.
 
     Raises:
         InputError: too few patients or folds.
     """
-    every = stacks(dataset, root)
+    # What the splits go by, without images.
+    listed = [Slice(one.id, one.group, one.label or "", _nothing, _nothing, fold=one.fold) for one in every]
+    known = {one.id: one for one in every}
     if dataset == "cheng":
-        known = {one.id: one for one in every}
-        listed = cheng.slices(root)
-        count = len({one.fold for one in listed}) if listed[0].fold is not None else 5
-        parts = [cheng.splits(listed, index, seed) for index in range(count)]
-        return [tuple([known[one.id] for one in part] for part in three) for three in parts]  # type: ignore[misc]
-    strata = {one.group: str(one.grade) for one in every}
-    as_slices = [Slice(one.id, one.group, "", _nothing, _nothing) for one in every]
+        count = len({one.fold for one in every}) if every and every[0].fold is not None else 5
+        splits = [cheng.splits(listed, index, seed) for index in range(count)]
+    else:
+        strata = {one.group: str(one.grade) for one in every}
+        splits = [by_patient(listed, index, strata=strata, seed=seed) for index in range(3)]
     found = []
-    for index in range(3):
-        sides = [{one.id for one in part} for part in by_patient(as_slices, index, strata=strata, seed=seed)]
-        found.append(tuple([one for one in every if one.id in side] for side in sides))
-    return found  # type: ignore[return-value]
+    for split in splits:
+        training, validation, test = ([known[one.id] for one in part] for part in split)
+        found.append((training, validation, test))
+    return found
 
 
 def read_slices(some: Sequence[Stack], card: Card, compute: Compute) -> list[LabelledSlice]:
@@ -134,17 +136,16 @@ def _labelled(stack: Stack, prepared: Prepared, mask: np.ndarray | None, card: C
 
 
 def _image_stack(one: Slice) -> Stack:
-    return Stack(one.id, one.group, partial(_scan_of, one), partial(_mask_of, one), label=one.label)
+    return Stack(one.id, one.group, partial(_scan_of, one), partial(_mask_of, one), label=one.label, fold=one.fold)
 
 
 def _scan_of(one: Slice) -> Scan:
-    return image_scan(one.load(), ("t1ce",))
+    return image_scan(one.load()[0], name="t1ce")
 
 
 def _mask_of(one: Slice) -> Labels:
-    mask = one.mask()
-    grid = image_scan(mask[None].astype(np.float32), ("mask",)).grid
-    return Labels(mask.T[..., None], grid)
+    mask = image_scan(one.mask())
+    return Labels(mask.data[0], mask.grid)
 
 
 def _volume_stack(case: Case) -> Stack:

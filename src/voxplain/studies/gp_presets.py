@@ -132,7 +132,7 @@ def preset(network: str, dataset: str, size: str) -> Preset:
     settings = _OURS if size == "small" else _PAPER
     arguments: dict[str, Any] = {"in_channels": len(card.channels), "classes": len(card.classes)}
     if size == "small":
-        arguments |= _SMALL[network] | ({} if network in OPAQUE else {"pooling": _POOLING[dataset]})
+        arguments |= dict(_SMALL[network]) | ({} if network in OPAQUE else {"pooling": _POOLING[dataset]})
         settings = dataclasses.replace(settings, epochs=_EPOCHS[dataset], patience=_EPOCHS[dataset])
     elif size == "small-paper-recipe":
         arguments |= _SMALL_AS_PAPER[network]

@@ -24,8 +24,8 @@ from voxplain.training import finish, train
 
 _DATA = {
     "cheng": (
-        "Jun Cheng, brain tumor dataset: T1ce slices of meningiomas, gliomas and pituitary tumours, CC BY 4.0, figshare "
-        "10.6084/m9.figshare.1512427"
+        "Jun Cheng, brain tumor dataset: T1ce slices of meningiomas, gliomas and pituitary tumours, CC BY 4.0, "
+        "figshare 10.6084/m9.figshare.1512427"
     ),
     "brats-slices": (
         "axial slices of glioma scans in BraTS layout (BraTS: Menze 2015, 10.1109/TMI.2014.2377694; Bakas 2017, "
@@ -54,8 +54,8 @@ class Store:
         """The labelled slices of some scans, in their order."""
         geometry = json.dumps([card.classes, card.spacing, card.shape, card.normalisation])
         missing = [stack for stack in some if (geometry, stack.id) not in self._known]
-        for one in missing:
-            self._known[geometry, one.id] = []
+        for stack in missing:
+            self._known[geometry, stack.id] = []
         for one in read_slices(missing, card, compute):
             self._known[geometry, one.stack.id].append(one)
         return [one for stack in some for one in self._known[geometry, stack.id]]
