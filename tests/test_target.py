@@ -301,3 +301,88 @@ def test_reports_tell_regions_apart() -> None:
     network, both = segmenter(), vx.Labels(REGION.data * 2 + boxed(slice(6, 8), slice(4, 6)).data, GRID)
     named = [target_name(explained(network, vx.RegionScore("core", both, label=label))) for label in (1, 2, None)]
     assert named == ["core in the region labelled 1", "core in the region labelled 2", "core in a region of 34 voxels"]
+
+
+class Fixed(nn.Module):
+    """Raw scores that are the input's mean times one weight per class."""
+
+    def __init__(self, *weights: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, len(weights), bias=False)
+        self.linear.weight.data = torch.tensor([[weight] for weight in weights])
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.linear(inputs.flatten(1).mean(dim=1, keepdim=True))
+
+
+def test_the_predicted_class_is_the_highest_of_the_clean_input_and_stays_so() -> None:
+    its_card = card(activation="softmax", absent=("edema",))
+    model = vx.Model(Fixed(1.0, 3.0, -9.0), its_card)
+    why = vx.RelevanceMap(partition="cubes:4", effect="signed", scale="logit")(model, scan(), compute=CPU)
+    same = vx.RelevanceMap(partition="cubes:4", effect="signed", scale="logit")(
+        model, scan(), target=vx.ClassScore("core"), compute=CPU
+    )
+    np.testing.assert_array_equal(why.map, same.map)
+    assert why.provenance["target"] == {"kind": "PredictedClass"}
+    assert why.provenance["facts"]["whole"]["class"] == why.regions[0].target == "core"
+    assert "class" not in same.provenance["facts"]["whole"]
+    assert same.regions[0].target == "core"
+    stored = json.loads(json.dumps(why.provenance))
+    np.testing.assert_array_equal(vx.replay(stored, model, scan(), CPU).map, why.map)
+
+
+@pytest.mark.parametrize(
+    ("weights", "target", "positive"),
+    [
+        ((1.0, 0.5, 0.2), vx.PredictedClass(), False),  # the highest class says that nothing is there
+        ((0.9, 1.0, 0.8), vx.PredictedClass(), True),  # though its probability is far below the threshold
+        ((9.0, 0.0, 0.0), vx.ClassScore("edema"), False),
+        ((0.0, 9.0, 0.0), vx.ClassScore("core"), True),
+        ((0.9, 1.0, 0.8), vx.ClassScore("core"), False),
+    ],
+)
+def test_a_region_is_positive_where_something_is_there(
+    weights: tuple[float, ...], target: vx.Target, positive: bool
+) -> None:
+    model = vx.Model(Fixed(*weights), card(activation="softmax", absent=("edema",)))
+    why = vx.RelevanceMap(partition="cubes:4")(model, scan(), target=target, compute=CPU)
+    assert why.regions[0].positive is positive
+
+
+def test_what_is_explained_where_nobody_says() -> None:
+    def named(**fields: Any) -> object:
+        its_card = card(**fields)
+        model = vx.Model(Fixed(*[1.0] * len(its_card.classes)), its_card)
+        return vx.RelevanceMap(partition="cubes:4")(model, scan(), compute=CPU).provenance["target"]
+
+    assert named(activation="softmax") == {"kind": "PredictedClass"}
+    assert named() == {"kind": "ClassScore", "name": "edema"}
+    assert named(activation="softmax", classes=("c",)) == {"kind": "ClassScore", "name": "c"}
+
+
+def test_the_predicted_class_of_one_class_is_refused() -> None:
+    model = vx.Model(Fixed(1.0), card(classes=("c",)))
+    with pytest.raises(vx.InputError, match=r"this model has one class: ask for its score, target=vx.ClassScore"):
+        vx.RelevanceMap(partition="cubes:4")(model, scan(), target=vx.PredictedClass(), compute=CPU)
+
+
+def test_the_predicted_class_of_a_segmenter_is_refused_as_any_class_is() -> None:
+    model = vx.Model(segmenter(), card(activation="softmax"))
+    with pytest.raises(vx.InputError, match="explained by region"):
+        vx.RelevanceMap(partition="cubes:4")(model, scan(), compute=CPU)
+
+
+def test_checks_hold_the_class_that_was_predicted() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), *classifier().children())
+        network[2] = nn.Conv3d(4, 3, 1)
+    model = vx.Model(network.eval(), card(activation="softmax"))
+    why = vx.GradCAM(layer="0")(model, scan(), compute=CPU)
+    assert why.map.any()
+    checked = vx.check(why, model, scan(), quick=True, compute=CPU)
+    named = vx.GradCAM(layer="0")(model, scan(), target=vx.ClassScore(why.regions[0].target), compute=CPU)
+    same = vx.check(named, model, scan(), quick=True, compute=CPU)
+    lines, others = (one.provenance["checks"]["lines"] for one in (checked, same))
+    assert lines == others
+    assert lines["weight randomisation"]["verdict"] != "not tested", lines["weight randomisation"]["said"]
