@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from voxplain.commands import grades, hemispheres, perturbation, phantom, relevance
+from voxplain.commands import gp, grades, hemispheres, perturbation, phantom, relevance
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.options import Device, Memory, Out, Seed, Threads, compute_of, error_console, out_console
@@ -69,12 +69,15 @@ app.command("segment")(segment_scan)
 _train = _group("train", "Train a network: a classifier on labels of whole inputs, or a fill against a classifier.")
 _train.command("hemispheres")(hemispheres.train_hemispheres)
 _train.command("grades")(grades.train_grades)
+_train.command("gp")(gp.train_gp)
 _train.command("perturbation")(perturbation.train_perturbation)
 _evaluate = _group("evaluate", "Score a model's maps against expert masks, without training.")
 _evaluate.command("hemispheres")(hemispheres.evaluate_hemispheres)
+_evaluate.command("gp")(gp.evaluate_gp)
 _evaluate.command("relevance")(relevance.evaluate_relevance)
 _study = _group("study", "Run a whole experiment: train, explain, score, tables.")
 _study.command("hemispheres")(hemispheres.study_hemispheres)
+_study.command("gp")(gp.study_gp)
 _study.command("relevance")(relevance.study_relevance)
 _study.command("refinement")(hemispheres.study_refinement)
 _study.command("grade-phantoms")(grades.study_grade_phantoms)

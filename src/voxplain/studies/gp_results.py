@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from voxplain.io.atomic import write_json, write_text, writing
 from voxplain.metrics.classification import accuracy, confusion_matrix, precision_recall_f1
 from voxplain.metrics.statistics import bootstrap_interval
+from voxplain.model import Card
+from voxplain.studies.gp_paper import published
 
 Row = tuple[str, str, str, str, float, float, float, int]
 COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
@@ -170,3 +175,47 @@ def _groups(lines: pd.DataFrame) -> np.ndarray:
 
 def _median(values: pd.Series) -> float:
     return float(values.median()) if len(values) else np.nan
+
+
+def summed_up(slices: pd.DataFrame, lines: pd.DataFrame, card: Card, *, seed: int) -> pd.DataFrame:
+    """All figures of a study or an evaluation, with the columns of `scores.tsv`."""
+    rows = classification_rows(slices, card.classes, card.absent, seed=seed)
+    rows += confusion_rows(slices, card.classes)
+    rows += localisation_rows(lines, card.classes, card.absent, seed=seed)
+    rows += gain_rows(lines, seed=seed)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def write_tables(summary: pd.DataFrame, out: Path, *, dataset: str, facts: Mapping[str, Any]) -> None:
+    """Write `scores.tsv`, `tables.md`, where the paper's figures stand beside ours, and `facts.json`."""
+    with writing(out / "scores.tsv") as temporary:
+        summary.to_csv(temporary, sep="\t", index=False, float_format="%.5g")
+    write_text(markdown(summary, dataset), out / "tables.md")
+    write_json(dict(facts), out / "facts.json")
+
+
+def markdown(summary: pd.DataFrame, dataset: str) -> str:
+    """The tables in Markdown: one block per table, figures with intervals, kind, n, and the paper's beside them."""
+    theirs = published(dataset)
+    titles = {
+        "classification": "Classification of slices (weighted by class size)",
+        "confusion": "Confusion matrices (slices)",
+        "localisation": "Localisation: Dice of slices with tumour (a missed slice counts 0)",
+        "gain": "Paired gain over the best row that needs no network",
+    }
+    blocks = []
+    for table, title in titles.items():
+        found = summary[summary.table == table]
+        if found.empty:
+            continue
+        lines = [f"### {title}", "", "| row | metric | kind | value [95 %] | n | paper |", "|---|---|---|---|---|---|"]
+        for _, line in found.iterrows():
+            paper = theirs.get((table, line["row"], line["metric"]))
+            interval = "" if np.isnan(line["low"]) else f" [{line['low']:.3f}, {line['high']:.3f}]"
+            value = f"{line['value']:.0f}" if table == "confusion" else f"{line['value']:.3f}"
+            lines.append(
+                f"| {line['row']} | {line['metric']} | {line['kind']} | {value}{interval} | {line['n']} | "
+                f"{'' if paper is None else f'{paper:.2f}'} |"
+            )
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"

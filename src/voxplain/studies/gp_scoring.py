@@ -7,11 +7,13 @@ area is what counts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from voxplain import segment
 from voxplain.compute import Compute
@@ -20,9 +22,11 @@ from voxplain.explain.evidence import HeatMap
 from voxplain.explanation import Explanation, Region
 from voxplain.metrics.network_free import network_free_masks
 from voxplain.metrics.overlap import dice
-from voxplain.model import Model
+from voxplain.model import Card, Model
+from voxplain.preparation import prepare
 from voxplain.scan import Labels, Scan
-from voxplain.studies.gp_data import Stack
+from voxplain.studies.gp_data import LabelledSlice, Stack
+from voxplain.studies.gp_training import scores_of
 from voxplain.studies.slice_rows import network_free_slice_masks
 
 # Subtracted from the top multi-Otsu threshold, in logit; the paper's are 0.1, 0.3 and 1.6 (002, figure 6).
@@ -31,38 +35,56 @@ OFFSET_ROW = "heat-map/multi-otsu-offset"
 
 
 def localisation(
-    model: Model, stacks: Sequence[Stack], *, kind: str, seed: int = 0, compute: Compute, title: str = "explaining"
+    model: Model,
+    stacks: Sequence[Stack],
+    *,
+    kind: str,
+    offsets_only: bool = False,
+    seed: int = 0,
+    compute: Compute,
+    title: str = "explaining",
 ) -> pd.DataFrame:
     """Dice and area of every mask of every slice: columns stack, group, slice, label, predicted, row, kind, dice, area.
 
-    `kind` is "deployable", or "seen" where the network was trained on these slices; rows that need no network are
-    "plain". `area` is in mm^2 (pixels where an image does not say how large they are).
+    `kind` is "deployable", or "seen" where the network was trained on these slices; `offsets_only` leaves out all rows
+    but those among which an offset is chosen. `area` is in mm^2 (pixels where an image does not say how large they
+    are).
     """
+    lines: list[dict[str, Any]] = []
+    quiet = dataclasses.replace(compute, progress=False)
+    for stack in tracked(stacks, title, shown=compute.progress):
+        scan, truth = stack.scan(), stack.mask().data > 0
+        foreground = Labels(scan.foreground(), scan.grid)
+        why = HeatMap()(model, scan, seed=seed, compute=quiet)
+        masks: dict[str, np.ndarray] = {}
+        if not offsets_only:
+            added = HeatMap(show="contributions")(model, scan, seed=seed, compute=quiet)
+            masks = _masks(why, added, foreground)
+        for region in why.regions:
+            its = truth[region.slices]
+            facts = _facts(stack, region.name, its, model.card.classes)
+            facts["predicted"] = why.provenance["facts"][region.name]["class"]
+            pixel = _pixel_area(scan)
+            lines += [facts | _line(row, kind, mask[region.slices], its, pixel) for row, mask in masks.items()]
+            for offset, mask in zip(OFFSETS, _offsets(why, region, foreground), strict=True):
+                lines.append(facts | _line(f"{OFFSET_ROW}={offset:g}", kind, mask, its, pixel))
+    return pd.DataFrame(lines)
+
+
+def plain_localisation(
+    stacks: Sequence[Stack], card: Card, *, seed: int = 0, compute: Compute, title: str = "without a network"
+) -> pd.DataFrame:
+    """The same lines for what needs no network, on the slices that a network with this card would judge."""
     lines: list[dict[str, Any]] = []
     for number, stack in enumerate(tracked(stacks, title, shown=compute.progress)):
         scan, truth = stack.scan(), stack.mask().data > 0
-        quiet = Compute(device=compute.device, memory=compute.memory, threads=compute.threads)
-        why = HeatMap()(model, scan, seed=seed, compute=quiet)
-        added = HeatMap(show="contributions")(model, scan, seed=seed, compute=quiet)
-        foreground = Labels(scan.foreground(), scan.grid)
-        masks = _masks(why, added, foreground)
         plain = _plain(scan, seed + 1000 * number)
-        for region in why.regions:
-            its = truth[region.slices]
-            facts = {
-                "stack": stack.id,
-                "group": stack.group,
-                "slice": region.name,
-                "label": stack.label_of(its, model.card.classes),
-                "predicted": why.provenance["facts"][region.name]["class"],
-            }
-            pixel = float(np.prod(scan.grid.spacing[:2]))
-            for row, mask in masks.items():
-                lines.append(facts | _line(row, kind, mask[region.slices], its, pixel))
-            for offset, mask in zip(OFFSETS, _offsets(why, region, foreground), strict=True):
-                lines.append(facts | _line(f"{OFFSET_ROW}={offset:g}", kind, mask, its, pixel))
-            for row, mask in plain.items():
-                lines.append(facts | _line(row, "plain", mask[region.slices], its, pixel))
+        for prepared in prepare(scan, card):
+            box = tuple(slice(start, stop) for start, stop in prepared.box)
+            facts = _facts(stack, prepared.name, truth[box], card.classes) | {"predicted": ""}
+            lines += [
+                facts | _line(row, "plain", mask[box], truth[box], _pixel_area(scan)) for row, mask in plain.items()
+            ]
     return pd.DataFrame(lines)
 
 
@@ -128,6 +150,14 @@ def _plain(scan: Scan, seed: int) -> dict[str, np.ndarray]:
     return found
 
 
+def _facts(stack: Stack, name: str, truth: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    return {"stack": stack.id, "group": stack.group, "slice": name, "label": stack.label_of(truth, classes)}
+
+
+def _pixel_area(scan: Scan) -> float:
+    return float(np.prod(scan.grid.spacing[:2]))
+
+
 def _line(row: str, kind: str, mask: np.ndarray, truth: np.ndarray, pixel: float) -> dict[str, Any]:
     return {
         "row": row,
@@ -135,3 +165,23 @@ def _line(row: str, kind: str, mask: np.ndarray, truth: np.ndarray, pixel: float
         "dice": dice(mask, truth) if truth.any() else np.nan,
         "area": float(np.count_nonzero(mask)) * pixel,
     }
+
+
+def predictions(model: Model, slices: Sequence[LabelledSlice], *, kind: str, compute: Compute) -> pd.DataFrame:
+    """What the network says of each slice: columns stack, group, slice, label, predicted, probability, kind."""
+    scores = scores_of(model, slices, compute)
+    shares = softmax(scores, axis=1)
+    classes = model.card.classes
+    lines = [
+        {
+            "stack": one.stack.id,
+            "group": one.stack.group,
+            "slice": one.name,
+            "label": classes[one.label],
+            "predicted": classes[int(share.argmax())],
+            "probability": float(share.max()),
+            "kind": kind,
+        }
+        for one, share in zip(slices, shares, strict=True)
+    ]
+    return pd.DataFrame(lines)

@@ -1,0 +1,236 @@
+"""Paper gp (002) as one study: five networks learn from one label per slice, and three of them show why.
+
+One network is rotated over all folds, the others learn one fold, unless all are asked for; everything that is finished
+is kept, so that a stopped study goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from voxplain.compute import Compute
+from voxplain.errors import InputError
+from voxplain.explain.explainer import versions
+from voxplain.io.atomic import output_folder, read_json, write_json, writing
+from voxplain.io.bundle import load_model
+from voxplain.model import Model
+from voxplain.networks.self_explaining import SelfExplaining
+from voxplain.studies.gp_data import Parts, Stack, folds, stacks
+from voxplain.studies.gp_presets import NETWORKS, preset
+from voxplain.studies.gp_results import summed_up, write_tables
+from voxplain.studies.gp_scoring import (
+    localisation,
+    plain_localisation,
+    predictions,
+    with_chosen_offsets,
+)
+from voxplain.studies.gp_training import Store, train_network
+
+# So many validation scans at most choose the offset.
+_CHOOSING = 150
+_QUICK_STACKS = {"cheng": 6, "brats-slices": 1, "brats-grade-slices": 1}
+
+
+def evaluate(
+    model: Model,
+    dataset: str,
+    root: Path,
+    out: Path,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    compute: Compute,
+    console: Console,
+) -> pd.DataFrame:
+    """Classification and localisation of a trained network on the slices of a data set that it has not seen.
+
+    Where it has seen all of them they are scored nevertheless, and every figure is of kind "seen". Writes
+    `slices.tsv`, `cases.tsv`, `scores.tsv` and `tables.md` into `out`.
+
+    Raises:
+        InputError: nothing there, or a network that does not read these slices.
+    """
+    every = stacks(dataset, root)
+    unseen = [one for one in every if one.id not in model.card.training_ids]
+    kind, scored = ("deployable", unseen) if unseen else ("seen", every)
+    if unseen and len(unseen) < len(every):
+        console.print(f"{len(every) - len(unseen)} of {len(every)} scans were seen in training and are left out")
+    if not unseen:
+        console.print("the network was trained on all of these scans: every figure is of kind seen")
+    if quick:
+        scored = _thinned(scored, _QUICK_STACKS[dataset])
+    output_folder(out)
+    store = Store()
+    name = model.card.name
+    slices = predictions(model, store.slices(scored, model.card, compute), kind=kind, compute=compute)
+    lines = [plain_localisation(scored, model.card, seed=seed, compute=compute).assign(network="")]
+    if isinstance(model.network, SelfExplaining):
+        found = localisation(model, scored, kind=kind, seed=seed, compute=compute)
+        lines.append(with_chosen_offsets(found, found.iloc[:0]).assign(network=name))
+    facts = {"model": {"name": name, "fingerprint": model.fingerprint}, "dataset": dataset, "kind": kind, "seed": seed}
+    summary = summed_up(slices.assign(network=name), pd.concat(lines, ignore_index=True), model.card, seed=seed)
+    write_tables(summary, out, dataset=dataset, facts=facts | {"versions": versions()})
+    _write(slices, out / "slices.tsv")
+    _write(pd.concat(lines, ignore_index=True), out / "cases.tsv")
+    return summary
+
+
+def train(
+    dataset: str,
+    root: Path,
+    out: Path,
+    *,
+    network: str,
+    size: str,
+    fold: int | None,
+    seed: int = 0,
+    compute: Compute,
+) -> dict[str, Any]:
+    """Train one network into `out`: on the training part of a fold, or on all scans where `fold` is None."""
+    every = stacks(dataset, root)
+    training, validation = every, list[Stack]()
+    if fold is not None:
+        parts = folds(dataset, every, seed)
+        if not 0 <= fold < len(parts):
+            raise InputError(f"fold is one of 0 to {len(parts) - 1}; got {fold}")
+        training, validation, _ = parts[fold]
+    if size == "quick":
+        training, validation = (_thinned(part, 4 * _QUICK_STACKS[dataset]) for part in (training, validation))
+    return train_network(
+        training,
+        validation,
+        out,
+        network=network,
+        dataset=dataset,
+        size=size,
+        store=Store(),
+        seed=seed,
+        compute=compute,
+        title=network,
+    )
+
+
+def study(
+    dataset: str,
+    root: Path,
+    out: Path,
+    *,
+    size: str,
+    networks: Sequence[str] = NETWORKS,
+    rotated: Sequence[str] = ("gp-unet",),
+    seed: int = 0,
+    compute: Compute,
+    console: Console,
+) -> pd.DataFrame:
+    """Train, classify, explain, score: `slices.tsv`, `cases.tsv`, `scores.tsv` and `tables.md` in `out`.
+
+    `rotated` networks learn every fold, the others the first one.
+
+    Raises:
+        InputError: nothing there, no such network or preset, or a folder with another study.
+    """
+    for network in (*networks, *rotated):
+        preset(network, dataset, size)
+    output_folder(out)
+    every = stacks(dataset, root)
+    parts = folds(dataset, every, seed)
+    store = Store()
+    slices, lines = [], []
+    for network in networks:
+        for index in range(len(parts)) if network in rotated else [0]:
+            part = _quick(parts[index], dataset) if size == "quick" else parts[index]
+            folder = out / network / f"fold{index}"
+            train_network(
+                part[0],
+                part[1],
+                folder,
+                network=network,
+                dataset=dataset,
+                size=size,
+                store=store,
+                seed=seed,
+                compute=compute,
+                title=f"{network}, fold {index}",
+            )
+            model = load_model(folder)
+            classified, shown = _scored(model, part, folder, store, seed, compute, f"{network}, fold {index}")
+            slices.append(classified.assign(network=network, fold=index))
+            lines.append(shown.assign(network=network, fold=index))
+    card = preset(networks[0], dataset, size).card
+    tested = sorted({index for one in lines for index in one.fold}) if lines else [0]
+    for index in tested:
+        part = _quick(parts[index], dataset) if size == "quick" else parts[index]
+        lines.append(_plain(part[2], card, out / f"plain{index}.tsv.gz", seed, compute).assign(network="", fold=index))
+    all_slices, all_lines = (pd.concat(some, ignore_index=True) for some in (slices, lines))
+    summary = summed_up(all_slices, all_lines, card, seed=seed)
+    facts = {"dataset": dataset, "preset": size, "seed": seed, "networks": list(networks), "rotated": list(rotated)}
+    write_tables(summary, out, dataset=dataset, facts=facts | {"versions": versions()})
+    _write(all_slices, out / "slices.tsv")
+    _write(all_lines, out / "cases.tsv")
+    console.print(f"tables: {out / 'scores.tsv'}, {out / 'tables.md'}", highlight=False, soft_wrap=True)
+    return summary
+
+
+def _scored(
+    model: Model, part: Parts, folder: Path, store: Store, seed: int, compute: Compute, title: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lines of one network on the test scans of its fold; kept beside its weights."""
+    kept = folder / "classified.tsv.gz", folder / "localised.tsv.gz"
+    identity = json.dumps([model.fingerprint, [one.id for one in part[2]], seed])
+    if (read_json(folder / "scored.json") or {}).get("identity") == identity:
+        return _read(kept[0]), _read(kept[1])
+    classified = predictions(model, store.slices(part[2], model.card, compute), kind="deployable", compute=compute)
+    shown = pd.DataFrame(columns=["stack", "group", "slice", "label", "predicted", "row", "kind", "dice", "area"])
+    if isinstance(model.network, SelfExplaining):
+        choosing = _thinned(part[1], _CHOOSING)
+        chosen = localisation(
+            model, choosing, kind="deployable", offsets_only=True, seed=seed, compute=compute, title=f"{title}: offset"
+        )
+        found = localisation(model, part[2], kind="deployable", seed=seed, compute=compute, title=f"{title}: maps")
+        shown = with_chosen_offsets(found, chosen)
+    for lines, path in zip((classified, shown), kept, strict=True):
+        _write(lines, path)
+    write_json({"identity": identity}, folder / "scored.json")
+    return classified, shown
+
+
+def _plain(some: Sequence[Stack], card: Any, path: Path, seed: int, compute: Compute) -> pd.DataFrame:
+    if path.is_file():
+        found = _read(path)
+        if set(found["stack"]) <= {one.id for one in some}:
+            return found
+    found = plain_localisation(some, card, seed=seed, compute=compute)
+    _write(found, path)
+    return found
+
+
+def _quick(part: Parts, dataset: str) -> Parts:
+    """A few scans of each part: a smoke run."""
+    count = _QUICK_STACKS[dataset]
+    training, validation, test = part
+    return _thinned(training, 4 * count), _thinned(validation, 2 * count), _thinned(test, count)
+
+
+def _thinned(some: Sequence[Stack], count: int) -> list[Stack]:
+    """At most `count` scans, at even steps."""
+    step = max(1, -(-len(some) // count))
+    return list(some[::step])
+
+
+def _write(lines: pd.DataFrame, path: Path) -> None:
+    with writing(path) as temporary:
+        # The temporary file's own name does not say that it is to be packed.
+        lines.to_csv(
+            temporary, sep="\t", index=False, float_format="%.5g", compression="gzip" if path.suffix == ".gz" else None
+        )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    # Ids of slices are numbers with leading zeros.
+    return pd.read_csv(path, sep="\t", dtype={"stack": str, "group": str, "slice": str}, keep_default_na=True)
