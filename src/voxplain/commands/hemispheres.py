@@ -15,6 +15,7 @@ from voxplain.commands.options import (
     Folds,
     Layers,
     Memory,
+    Methods,
     ModelName,
     Out,
     PresetName,
@@ -27,6 +28,13 @@ from voxplain.commands.options import (
 )
 from voxplain.io.bundle import load_model
 
+HemispherePreset = Annotated[
+    str,
+    typer.Option(
+        help="small (two CPU cores), gp (as small, a network that explains itself) or paper (its sizes, for a GPU)"
+    ),
+]
+
 
 def train_hemispheres(
     data: Data,
@@ -35,14 +43,16 @@ def train_hemispheres(
     final: Annotated[
         bool, typer.Option("--final", help="train on all patients, for the folds' median best epoch")
     ] = False,
-    preset: PresetName = "small",
+    preset: HemispherePreset = "small",
     quick: Quick = False,
     seed: Seed = 0,
     device: Device = "auto",
     memory: Memory = "2GB",
     threads: Threads = None,
 ) -> None:
-    """Train a 3D ResNet to tell which half of the head holds tumour, from one label per half.
+    """Train a 3D network to tell which half of the head holds tumour, from one label per half.
+
+    A ResNet, or with `--preset gp` a U-Net that explains itself (paper gp).
 
     With --folds only the folds, with --final only the final network; with neither, five folds and then the final one.
     Finished parts are kept, and a training that was stopped goes on from its last epoch.
@@ -73,6 +83,7 @@ def evaluate_hemispheres(
     out: Out,
     layer: Layers = None,
     fill: Fill = "blank",
+    method: Methods = None,
     card: CardFile = None,
     quick: Quick = False,
     seed: Seed = 0,
@@ -88,7 +99,9 @@ def evaluate_hemispheres(
         loaded,
         [case for case in cases_in(data) if case.segmentation is not None][: 2 if quick else None],
         out,
-        explainers=evaluation.default_explainers(loaded, layer, fill=fill, segments=10 if quick else 100),
+        explainers=evaluation.default_explainers(
+            loaded, layer, fill=fill, segments=10 if quick else 100, methods=method
+        ),
         seed=seed,
         compute=compute_of(device, memory, threads),
         console=out_console,
@@ -100,10 +113,11 @@ def study_hemispheres(
     data: Data,
     out: Out,
     folds: Folds = None,
-    preset: PresetName = "small",
+    preset: HemispherePreset = "small",
     quick: Quick = False,
     layer: Layers = None,
     fill: Fill = "blank",
+    method: Methods = None,
     seed: Seed = 0,
     device: Device = "auto",
     memory: Memory = "2GB",
@@ -118,6 +132,7 @@ def study_hemispheres(
         layers=layer,
         fill=fill,
         segments=10 if quick else 100,
+        methods=method,
         preset="quick" if quick else preset,
         folds=folds or (2 if quick else 5),
         seed=seed,

@@ -35,6 +35,9 @@ CardFile = Annotated[Path | None, typer.Option(help="model card (JSON) for Torch
 PresetName = Annotated[str, typer.Option(help="small (two CPU cores) or paper (the paper's sizes, for a GPU)")]
 Folds = Annotated[int | None, typer.Option(min=2, help="folds by patient; five by default")]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="layer for Grad-CAM rows; may come several times")]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", help="score only the maps of this method; may come several times")
+]
 Count = Annotated[int, typer.Option("--n", help="patients")]
 Spacing = Annotated[float, typer.Option(help="voxel size in mm, 1 or 2")]
 Quick = Annotated[bool, typer.Option("--quick", help="smoke run: every step in seconds, figures mean nothing")]

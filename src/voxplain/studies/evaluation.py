@@ -15,11 +15,12 @@ from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
-from voxplain.explain import GradCAM, RelevanceMap
+from voxplain.explain import GradCAM, HeatMap, RelevanceMap
 from voxplain.explain.explainer import Explainer, versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
 from voxplain.io.bundle import load_model
 from voxplain.model import Model
+from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.studies.cohort_page import sentences, write_cohort_page, write_picture
 from voxplain.studies.scoring import markdown, print_tables, score_case, scores, write_tables
 
@@ -48,19 +49,30 @@ def evaluate(
 
 
 def default_explainers(
-    model: Model, layers: Sequence[str] | None = None, *, fill: str = "blank", segments: int = 100
+    model: Model,
+    layers: Sequence[str] | None = None,
+    *,
+    fill: str = "blank",
+    segments: int = 100,
+    methods: Sequence[str] | None = None,
 ) -> dict[str, Explainer]:
     """The methods of the study by the name of their row: relevance maps (the papers', and ours, which knows for from
     against and reads the raw score, which does not saturate), and Grad-CAM on early and late layers.
 
-    A network whose layers cannot be watched gets the relevance map alone.
+    A network that explains itself shows its heat map first. A network whose layers cannot be watched gets no Grad-CAM,
+    nor does one that has none of the layers, unless `layers` names some of its own. `methods` leaves only the methods
+    of these names: a relevance map runs the network hundreds of times, a heat map twice.
+
+    Raises:
+        InputError: none of the rows is of a method in `methods`.
     """
     # Supervoxels follow FLAIR, on which readers outline the whole tumour; networks without it take all sequences.
     channel = "flair" if "flair" in model.card.channels else None
     relevance = RelevanceMap(fill=fill, segments=segments, channel=channel)
     # The folder of a perturbation network is no part of a row's name.
     kind = "optimal" if fill.startswith(_OPTIMAL) else fill
-    found: dict[str, Explainer] = {
+    found: dict[str, Explainer] = {"heat-map": HeatMap()} if isinstance(model.network, SelfExplaining) else {}
+    found |= {
         f"relevance-map/{kind}": relevance,
         f"relevance-map/{kind}-signed-logit": dataclasses.replace(relevance, effect="signed", scale="logit"),
     }
@@ -68,7 +80,13 @@ def default_explainers(
         layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
     if model.differentiable_inside:
         found |= {f"grad-cam/{layer}": GradCAM(layer=layer) for layer in layers}
-    return found
+    if methods is None:
+        return found
+    known = sorted({method.name for method in found.values()})
+    for name in methods:
+        if name not in known:
+            raise InputError(f"of this network there are rows of {', '.join(known)}; got {name!r}: name some of these")
+    return {row: method for row, method in found.items() if method.name in methods}
 
 
 def evaluate_folds(

@@ -1,4 +1,4 @@
-"""What is trained for the hemisphere task: the network, what it reads, and how, in three sizes."""
+"""What is trained for the hemisphere task, and how: one network in three sizes, and one that explains itself."""
 
 from __future__ import annotations
 
@@ -34,6 +34,37 @@ PRESETS = {
             label_smoothing=0.2,
             averaging=0.95,
             tolerance=0.5,
+        ),
+    ),
+    # Paper gp (002) in three dimensions: the map that it shows is made of the numbers that it decides by.
+    "gp": Preset(
+        dataclasses.replace(
+            _SMALL,
+            name="tumour-hemisphere-gp",
+            factory="voxplain.networks.gp_unet:GPUNet",
+            arguments={
+                "in_channels": 4,
+                "classes": 1,
+                "spatial_dims": 3,
+                "width": 16,
+                "levels": 3,
+                "pooling": "top:0.03",
+                "normalisation": "batch",
+                "upsampling": "linear",
+                "dropout": 0.1,
+                "stride": 2,
+            },
+        ),
+        Settings(
+            epochs=15,
+            patience=15,
+            batch_size=4,
+            learning_rate=2e-3,
+            schedule="one-cycle",
+            label_smoothing=0.2,
+            averaging=0.95,
+            clip=1.0,
+            precision="bfloat16",
         ),
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.

@@ -82,13 +82,17 @@ def study(
     layers: Sequence[str] | None = None,
     fill: str = "blank",
     segments: int = 100,
+    methods: Sequence[str] | None = None,
     preset: str = "small",
     folds: int = 5,
     seed: int = 0,
     compute: Compute,
     console: Console | None = None,
 ) -> pd.DataFrame:
-    """Cross-validate, then explain and score every patient with the network that has not seen them."""
+    """Cross-validate, then explain and score every patient with the network that has not seen them.
+
+    `layers`, `fill`, `segments` and `methods` say which maps are scored; see `default_explainers`.
+    """
     cross_validate(cases, out, preset=preset, folds=folds, seed=seed, compute=compute)
     by_id = {case.id: case for case in cases}
     work = []
@@ -96,5 +100,5 @@ def study(
         metrics = read_json(out / f"fold{index}" / "metrics.json")
         assert metrics is not None
         work.append((index, load_model(out / f"fold{index}"), [by_id[name] for name in metrics["test_ids"]]))
-    explainers = default_explainers(work[0][1], layers, fill=fill, segments=segments)
+    explainers = default_explainers(work[0][1], layers, fill=fill, segments=segments, methods=methods)
     return evaluate_folds(work, out, explainers, seed, compute, console or Console())
