@@ -109,3 +109,16 @@ def test_threads_are_set_while_running_and_put_back() -> None:
     assert torch.get_num_threads() == before
     with Compute().running():
         assert torch.get_num_threads() == before
+
+
+def test_weights_that_change_while_running_are_read_again_in_16_bits() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    found = []
+    with Compute(device="cpu", threads=1).running():
+        for value in (1.0, 2.0, 4.0):
+            with torch.no_grad():
+                layer.weight.fill_(value)
+            # Gradients on: autocast keeps copies of weights that want one.
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found.append(float(layer(torch.ones(1, 1)).detach()))
+    assert found == [1, 2, 4]

@@ -97,8 +97,10 @@ class Compute:
         try:
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
-            # What passes run in is said by `dtype` alone, and recorded.
-            with torch.autocast(self.torch_device.type, enabled=False):
+            # What passes run in is said by `dtype` alone, and recorded. Autocast keeps its 16-bit copies of the weights
+            # until the outermost one ends, which is this one: a training within would run on the weights of its first
+            # step for ever.
+            with torch.autocast(self.torch_device.type, enabled=False, cache_enabled=False):
                 yield
         finally:
             torch.set_num_threads(before)
