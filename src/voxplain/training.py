@@ -23,6 +23,7 @@ from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, write_json, writing
 from voxplain.io.checkpoint import read_checkpoint
+from voxplain.networks.self_explaining import SelfExplaining
 
 _CHECKPOINT = "checkpoint.pt"
 # What is called after an epoch: its number (1-based), the network whose weights were validated, the mean training loss
@@ -38,6 +39,8 @@ class Settings:
     so that every class counts as much, by its share of the training examples); `schedule` lets the learning rate fall
     along a cosine over the epochs, keeps it "constant", or is "one-cycle": up over the first fifth, then down, step by
     step (Smith 2018). `accumulation` is how many batches make a step; `clip` the largest norm of its gradient.
+    `sparsity` weighs the mean positive heat map of a network that explains itself, which is added to the loss: evidence
+    that lies where the pooling does not look then costs without a use, and maps become compact.
     `precision` "bfloat16" computes in 16 bits, in about half the time where a CPU can; a GPU always does.
     `label_smoothing` moves the labels towards equal shares by this much; `augmentation` is False, True, "gentle",
     "slices" or "turns" (see `voxplain.augmentation`);
@@ -63,6 +66,7 @@ class Settings:
     accumulation: int = 1
     clip: float | None = None
     precision: str = "float32"
+    sparsity: float = 0.0
 
     def __post_init__(self) -> None:
         # One input has no batch statistics.
@@ -79,6 +83,8 @@ class Settings:
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}")
+        if not 0 <= self.sparsity < math.inf:
+            raise InputError(f"sparsity is a weight of at least 0; got {self.sparsity}")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip is the largest norm of a gradient, above 0, or None; got {self.clip}")
 
@@ -87,7 +93,7 @@ class Settings:
 
         A training that was finished, or stopped, before they came is thus still known.
         """
-        later = {"loss": "binary", "accumulation": 1, "clip": None, "precision": "float32"}
+        later = {"loss": "binary", "accumulation": 1, "clip": None, "precision": "float32", "sparsity": 0.0}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
@@ -275,8 +281,9 @@ def _one_epoch(
                 group["lr"] = _learning_rate(settings, epoch, (number - 1) / len(batches))
             images = np.stack([_augmented(training[index].load(), transform) for index in batch])
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-                output = network(_to(images, device))
+                output, evidence = _answer(network, _to(images, device), settings)
             loss = _loss(output.float(), torch.tensor([labels[index] for index in batch]), weights, settings).mean()
+            loss = loss + settings.sparsity * evidence
             # The batches of one step, the last step of an epoch often having fewer.
             first = (number - 1) // settings.accumulation * settings.accumulation
             (loss / min(settings.accumulation, len(batches) - first)).backward()
@@ -291,6 +298,19 @@ def _one_epoch(
     finally:
         torch.random.set_rng_state(torch_state)
     return float(np.mean(losses))
+
+
+def _answer(network: nn.Module, inputs: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores (B, classes); and the mean positive heat map, added up over classes, where it is asked for."""
+    if not settings.sparsity:
+        return network(inputs), torch.zeros((), device=inputs.device)
+    if not isinstance(network, SelfExplaining):
+        raise InputError(
+            f"sparsity is for networks that explain themselves; {type(network).__name__} has no heat map: set it to 0"
+        )
+    features = network.features(inputs)
+    maps = network.last(features).float()
+    return network.score(features), maps.clamp(min=0).flatten(2).mean(dim=2).sum(dim=1).mean()
 
 
 def _class_weights(labels: Sequence[int], settings: Settings) -> torch.Tensor:

@@ -22,6 +22,8 @@ from voxplain.io.bundle import load_model
 from voxplain.model import Model
 from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.studies.gp_data import Parts, Stack, folds, stacks
+from voxplain.studies.gp_pictures import confusions, histograms, maps_of_slice, post_hoc
+from voxplain.studies.gp_posthoc import compare, summary_rows
 from voxplain.studies.gp_presets import NETWORKS, preset
 from voxplain.studies.gp_results import summed_up, write_tables
 from voxplain.studies.gp_scoring import (
@@ -32,6 +34,8 @@ from voxplain.studies.gp_scoring import (
 )
 from voxplain.studies.gp_training import Store, train_network
 
+# So many test scans are explained by post-hoc methods as well.
+_EXPLAINED = 12
 # So many validation scans at most choose the offset.
 _CHOOSING = 150
 _QUICK_STACKS = {"cheng": 6, "brats-slices": 1, "brats-grade-slices": 1}
@@ -168,7 +172,10 @@ def study(
         part = _quick(parts[index], dataset) if size == "quick" else parts[index]
         lines.append(_plain(part[2], card, out / f"plain{index}.tsv.gz", seed, compute).assign(network="", fold=index))
     all_slices, all_lines = (pd.concat(some, ignore_index=True) for some in (slices, lines))
-    summary = summed_up(all_slices, all_lines, card, seed=seed)
+    post = _post_hoc(networks, parts[0][2], out, 2 if size == "quick" else _EXPLAINED, seed, compute)
+    summary = summed_up(all_slices, all_lines, card, seed=seed, more=summary_rows(post, seed=seed))
+    histograms(all_lines, out / "dice.png")
+    confusions(all_slices, card.classes, out / "confusion.png")
     facts = {"dataset": dataset, "preset": size, "seed": seed, "networks": list(networks), "rotated": list(rotated)}
     write_tables(summary, out, dataset=dataset, facts=facts | {"versions": versions()})
     _write(all_slices, out / "slices.tsv")
@@ -198,6 +205,25 @@ def _scored(
         _write(lines, path)
     write_json({"identity": identity}, folder / "scored.json")
     return classified, shown
+
+
+def _post_hoc(
+    networks: Sequence[str], tested: Sequence[Stack], out: Path, count: int, seed: int, compute: Compute
+) -> pd.DataFrame:
+    """Post-hoc maps of a few test slices of the first fold, with pictures; kept."""
+    models = {network: load_model(out / network / "fold0") for network in networks}
+    identity = json.dumps([[model.fingerprint for model in models.values()], count, seed])
+    if (read_json(out / "post-hoc.json") or {}).get("identity") == identity:
+        return _read(out / "post-hoc.tsv")
+    lines, pictures = compare(models, _thinned(tested, count), seed=seed, compute=compute)
+    folder = output_folder(out / "pictures")
+    for name in dict.fromkeys(one["slice"].name for one in pictures):
+        its = [one for one in pictures if one["slice"].name == name]
+        maps_of_slice(its, folder / f"{name.replace(' ', '-')}-maps.png")
+        post_hoc(its, folder / f"{name.replace(' ', '-')}-post-hoc.png")
+    _write(lines, out / "post-hoc.tsv")
+    write_json({"identity": identity}, out / "post-hoc.json")
+    return lines
 
 
 def _plain(some: Sequence[Stack], card: Any, path: Path, seed: int, compute: Compute) -> pd.DataFrame:
