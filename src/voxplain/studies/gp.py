@@ -78,7 +78,7 @@ def evaluate(
         found = localisation(model, scored, kind=kind, seed=seed, compute=compute)
         lines.append(with_chosen_offsets(found, found.iloc[:0]).assign(network=name))
     facts = {"model": {"name": name, "fingerprint": model.fingerprint}, "dataset": dataset, "kind": kind, "seed": seed}
-    summary = summed_up(slices.assign(network=name), pd.concat(lines, ignore_index=True), model.card, seed=seed)
+    summary = summed_up(_named(slices, name), pd.concat(lines, ignore_index=True), model.card, seed=seed)
     write_tables(summary, out, dataset=dataset, facts=facts | {"versions": versions()})
     _write(slices, out / "slices.tsv")
     _write(pd.concat(lines, ignore_index=True), out / "cases.tsv")
@@ -164,7 +164,7 @@ def study(
             )
             model = load_model(folder)
             classified, shown = _scored(model, part, folder, store, seed, compute, f"{network}, fold {index}")
-            slices.append(classified.assign(network=network, fold=index))
+            slices.append(_named(classified, network).assign(fold=index))
             lines.append(shown.assign(network=network, fold=index))
     card = preset(networks[0], dataset, size).card
     tested = sorted({index for one in lines for index in one.fold}) if lines else [0]
@@ -234,6 +234,12 @@ def _plain(some: Sequence[Stack], card: Any, path: Path, seed: int, compute: Com
     found = plain_localisation(some, card, seed=seed, compute=compute)
     _write(found, path)
     return found
+
+
+def _named(classified: pd.DataFrame, network: str) -> pd.DataFrame:
+    """The lines with the network's name, and how slices were read where not by themselves."""
+    suffix = classified.reading.map({"alone": "", "neighbours": ", neighbours"})
+    return classified.assign(network=network + suffix)
 
 
 def _quick(part: Parts, dataset: str) -> Parts:
