@@ -23,19 +23,26 @@ OPAQUE = ("inception-v3", "resnext50")
 
 # At two cores' size; the paper's size is each network's own default.
 _SMALL: Mapping[str, Mapping[str, Any]] = {
-    "gp-unet": {"width": 16, "levels": 4, "normalisation": "batch", "upsampling": "linear", "dropout": 0.1},
-    "gp-reconresnet": {"width": 16, "blocks": 5, "upsampling": "linear", "dropout": 0.1},
+    "gp-unet": {
+        "width": 32,
+        "levels": 3,
+        "stride": 2,
+        "normalisation": "batch",
+        "upsampling": "linear",
+        "dropout": 0.1,
+    },
+    "gp-reconresnet": {"width": 16, "blocks": 4, "upsampling": "linear", "dropout": 0.1},
     "gp-shuffleunet": {"width": 8, "dropout": 0.1},
     "inception-v3": {"width": 0.25},
-    "resnext50": {"width": 0.25},
+    "resnext50": {"width": 16},
 }
 # The same sizes, built and trained as the paper has it.
 _SMALL_AS_PAPER: Mapping[str, Mapping[str, Any]] = {
     "gp-unet": {"width": 16},
-    "gp-reconresnet": {"width": 16, "blocks": 5},
+    "gp-reconresnet": {"width": 16, "blocks": 4},
     "gp-shuffleunet": {"width": 8},
     "inception-v3": {"width": 0.25},
-    "resnext50": {"width": 0.25},
+    "resnext50": {"width": 16},
 }
 # Numbers that mean nothing, in seconds.
 _TINY: Mapping[str, Mapping[str, Any]] = {
@@ -43,7 +50,7 @@ _TINY: Mapping[str, Mapping[str, Any]] = {
     "gp-reconresnet": {"width": 4, "blocks": 1},
     "gp-shuffleunet": {"width": 4, "levels": 2},
     "inception-v3": {"width": 0.05},
-    "resnext50": {"width": 0.05},
+    "resnext50": {"width": 16},
 }
 
 # 002, 2.2: Adam 0.001, weight decay 5e-4, gradient clip 1, effective batch 128 by accumulation; 300 epochs are stated
