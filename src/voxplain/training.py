@@ -160,7 +160,11 @@ def train(
     checkpoint = folder / _CHECKPOINT
     if checkpoint.is_file():
         state = read_checkpoint(checkpoint, identity, of="patients")
-        network.load_state_dict(state["network"])
+        try:
+            network.load_state_dict(state["network"])
+        except RuntimeError as error:
+            words = "holds a half-finished training of another network; remove the folder, or give another --out"
+            raise InputError(f"{folder} {words}") from error
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         losses, validation_losses, seconds = state["losses"], state["validation_losses"], state["seconds"]
@@ -173,26 +177,17 @@ def train(
             if validation and records and epoch - 1 - records[-1][0] >= settings.patience:
                 break
             started = time.perf_counter()
-            losses.append(
-                _one_epoch(
-                    network,
-                    averaged,
-                    optimiser,
-                    training,
-                    class_weights,
-                    transform,
-                    settings,
-                    seed,
-                    epoch,
-                    compute,
-                    title,
-                )
-            )
+            arguments = (training, class_weights, transform, settings, seed, epoch, compute, title)
+            losses.append(_one_epoch(network, averaged, optimiser, *arguments))
             if not math.isfinite(losses[-1]):
                 raise InputError(f"{title}: the loss of epoch {epoch} is {losses[-1]}; lower the learning rate")
             if validation:
                 each = _losses(averaged, validation, class_weights, settings, device)
                 validation_losses.append(float(each.mean()))
+                if not math.isfinite(found := validation_losses[-1]):
+                    raise InputError(
+                        f"{title}: the validation loss of epoch {epoch} is {found}; lower the learning rate"
+                    )
                 if not records or validation_losses[-1] < records[-1][1]:
                     error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else 0.0
                     records = records if settings.tolerance else []
@@ -276,10 +271,12 @@ def _one_epoch(
             images = np.stack([_augmented(training[index].load(), transform) for index in batch])
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
                 output = network(_to(images, device))
-            loss = _loss(output.float(), torch.tensor([labels[index] for index in batch]), weights, settings).mean()
-            # The batches of one step, the last step of an epoch often having fewer.
+            its_labels = torch.tensor([labels[index] for index in batch])
+            loss = _loss(output.float(), its_labels, weights, settings).mean()
+            # Several batches make the step that one of all their examples would make, whatever their classes.
             first = (number - 1) // settings.accumulation * settings.accumulation
-            (loss / min(settings.accumulation, len(batches) - first)).backward()
+            step = [labels[index] for one in batches[first : first + settings.accumulation] for index in one]
+            (loss * (weights[its_labels].sum() / weights[step].sum()).item()).backward()
             losses.append(float(loss.detach()))
             if number % settings.accumulation and number < len(batches):
                 continue
@@ -314,7 +311,10 @@ def _loss(output: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, set
         smoothed = half + labels.float() * (1 - 2 * half)
         return binary_cross_entropy_with_logits(output[:, 0], smoothed.to(output.device), reduction="none")
     if output.shape[1] != len(weights):
-        raise InputError(f"the network has {output.shape[1]} outputs, the training examples {len(weights)} classes")
+        raise InputError(
+            f"the network has {output.shape[1]} outputs, the training examples {len(weights)} classes; give it one "
+            "output per class"
+        )
     share = weights[labels] / weights[labels].mean()
     each = cross_entropy(output, labels.to(output.device), reduction="none", label_smoothing=settings.label_smoothing)
     return each * share.to(output.device)
