@@ -162,9 +162,9 @@ def train(
         state = read_checkpoint(checkpoint, identity, of="patients")
         try:
             network.load_state_dict(state["network"])
-        except RuntimeError as error:
+        except RuntimeError as mismatch:
             words = "holds a half-finished training of another network; remove the folder, or give another --out"
-            raise InputError(f"{folder} {words}") from error
+            raise InputError(f"{folder} {words}") from mismatch
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         losses, validation_losses, seconds = state["losses"], state["validation_losses"], state["seconds"]
