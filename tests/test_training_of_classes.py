@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import voxplain as vx
-from voxplain.training import Example, Settings, _class_weights, _learning_rate, _loss, train
+from voxplain.balance import weights_of
+from voxplain.training import Example, Settings, _learning_rate, _loss, train
 
 CPU = vx.Compute(device="cpu", threads=1)
 CLASSES = Settings(epochs=1, batch_size=4, loss="cross-entropy", averaging=0, augmentation=False, schedule="constant")
@@ -58,10 +59,10 @@ UNEVEN = [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2]
 
 
 def test_every_class_counts_as_much() -> None:
-    weights = _class_weights(UNEVEN, CLASSES)
+    weights = weights_of(UNEVEN, binary=False)
     counts = np.bincount(UNEVEN)
     np.testing.assert_allclose(weights.numpy() * counts, [4, 4, 4], rtol=1e-6)
-    np.testing.assert_array_equal(_class_weights([0, 1, 1], Settings()).numpy(), [1, 1])
+    np.testing.assert_array_equal(weights_of([0, 1, 1], binary=True).numpy(), [1, 1])
 
 
 @pytest.mark.parametrize("labels", [[1, 1], [0, 0], [0, 2], []])
@@ -80,7 +81,7 @@ def test_a_network_with_other_outputs_is_refused(tmp_path: Path) -> None:
 def test_the_weighted_cross_entropy_is_pytorchs_and_that_of_the_formula(smoothing: float) -> None:
     settings = dataclasses.replace(CLASSES, label_smoothing=smoothing)
     scores = torch.randn(12, 3, generator=torch.Generator().manual_seed(4))
-    labels, weights = torch.tensor(UNEVEN), _class_weights(UNEVEN, settings)
+    labels, weights = torch.tensor(UNEVEN), weights_of(UNEVEN, binary=False)
     each = _loss(scores, labels, weights, settings).numpy()
     logs = scores.double().numpy() - np.log(np.exp(scores.double().numpy()).sum(axis=1, keepdims=True))
     wanted = np.eye(3)[UNEVEN] * (1 - smoothing) + smoothing / 3
@@ -211,7 +212,8 @@ def test_the_record_of_older_trainings_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("loss", "cross-entropy"), ("accumulation", 2), ("clip", 1.0), ("precision", "bfloat16")]
+    ("name", "value"),
+    [("loss", "cross-entropy"), ("accumulation", 2), ("clip", 1.0), ("precision", "bfloat16"), ("sparsity", 0.5)],
 )
 def test_what_came_later_is_recorded_where_it_is_used(name: str, value: Any) -> None:
     assert Settings(**{name: value}).record() == Settings().record() | {name: value}
@@ -220,6 +222,7 @@ def test_what_came_later_is_recorded_where_it_is_used(name: str, value: Any) -> 
 @pytest.mark.parametrize(
     "wrong",
     [{"loss": "mse"}, {"accumulation": 0}, {"clip": 0}, {"clip": -1.0}, {"clip": math.nan}, {"precision": "float16"},
+     {"sparsity": -1.0}, {"sparsity": math.inf},
      {"schedule": "linear"}, {"augmentation": "strong"}],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:

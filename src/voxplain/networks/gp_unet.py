@@ -25,7 +25,7 @@ class GPUNet(SelfExplaining):
     zeros to whole blocks.
 
     Raises:
-        ValueError: no such pooling, normalisation or upsampling, or a stride below 1.
+        ValueError: no such pooling, evidence, normalisation or upsampling, or a stride below 1.
     """
 
     def __init__(
@@ -37,12 +37,13 @@ class GPUNet(SelfExplaining):
         width: int = 64,
         levels: int = 3,
         pooling: str = "max",
+        evidence: str = "signed",
         normalisation: str = "none",
         upsampling: str = "fourier",
         dropout: float = 0.5,
         stride: int = 1,
     ) -> None:
-        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling, stride=stride)
+        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling, evidence=evidence, stride=stride)
         if normalisation not in _NORMS:
             raise ValueError(f"normalisation is one of {', '.join(_NORMS)}; got {normalisation!r}")
         if upsampling not in ("fourier", "linear"):
