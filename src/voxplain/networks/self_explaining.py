@@ -16,8 +16,9 @@ from torch import nn
 class SelfExplaining(nn.Module, ABC):
     """A classifier that shows where its score comes from.
 
-    A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid or on
-    a coarser one, over the same field of view. `pooling` is how they become one number per feature and image:
+    A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid, or a
+    place for each block of `stride` pixels an axis, the last one perhaps of fewer. `pooling` is how they become one
+    number per feature and image:
 
     - "max": the highest value (002);
     - "top:SHARE": the mean of that share of the highest values, such as "top:0.03";
@@ -28,13 +29,23 @@ class SelfExplaining(nn.Module, ABC):
     left where nothing speaks for the others, and its map shows nothing in particular.
 
     Raises:
-        ValueError: no such pooling or evidence.
+        ValueError: no such pooling or evidence, or a stride below 1.
     """
 
     def __init__(
-        self, features: int, classes: int, *, spatial_dims: int, pooling: str, evidence: str = "signed"
+        self,
+        features: int,
+        classes: int,
+        *,
+        spatial_dims: int,
+        pooling: str,
+        evidence: str = "signed",
+        stride: int = 1,
     ) -> None:
         super().__init__()
+        if stride < 1:
+            raise ValueError(f"stride is how many pixels an axis make a place, at least 1; got {stride}")
+        self.stride = stride
         self.pooling, self._number = _parsed(pooling)
         if evidence not in ("signed", "positive"):
             raise ValueError(f"evidence is signed or positive; got {evidence!r}")
@@ -72,12 +83,16 @@ class SelfExplaining(nn.Module, ABC):
         """The last convolution without the pooling, (B, classes, spatial...): what each pixel would score (002).
 
         It does not add up to the score, nor is its maximum the score: every feature is pooled by itself. Where features
-        lie on a coarser grid, it is resized linearly to the input's.
+        lie on a coarser grid, it is interpolated linearly between the middles of the blocks.
         """
         maps = self.last(self.features(x))
-        if maps.shape[2:] == x.shape[2:]:
+        if self.stride == 1:
             return maps
-        return nn.functional.interpolate(maps, size=x.shape[2:], mode="bilinear" if x.ndim == 4 else "trilinear")
+        # A last block that is not whole reaches past the input, so that the resized map is cut.
+        maps = nn.functional.interpolate(maps, scale_factor=self.stride, mode=("bilinear", "trilinear")[x.ndim - 4])
+        for axis, length in enumerate(x.shape[2:], start=2):
+            maps = maps.narrow(axis, 0, length)
+        return maps
 
     def contributions(self, x: torch.Tensor) -> torch.Tensor:
         """What each pixel adds to the score, (B, classes, spatial...); with the head's bias it sums up to the score.
@@ -100,7 +115,7 @@ class SelfExplaining(nn.Module, ABC):
         if self.head.bias is not None:
             added = added - self.head.bias.reshape(-1, *(1,) * (features.ndim - 2))
         for axis, (places, pixels) in enumerate(zip(added.shape[2:], x.shape[2:], strict=True), start=2):
-            place = torch.arange(pixels, device=x.device) * places // pixels
+            place = torch.arange(pixels, device=x.device) // self.stride
             share = 1 / torch.bincount(place, minlength=places)
             added = (added * share.reshape(-1, *(1,) * (added.ndim - 1 - axis))).index_select(axis, place)
         return added
