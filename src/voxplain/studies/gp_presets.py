@@ -23,14 +23,7 @@ OPAQUE = ("inception-v3", "resnext50")
 
 # At two cores' size; the paper's size is each network's own default.
 _SMALL: Mapping[str, Mapping[str, Any]] = {
-    "gp-unet": {
-        "width": 32,
-        "levels": 3,
-        "stride": 2,
-        "normalisation": "batch",
-        "upsampling": "linear",
-        "dropout": 0.1,
-    },
+    "gp-unet": {"stride": 2, "normalisation": "batch", "upsampling": "linear", "dropout": 0.1},
     "gp-reconresnet": {"width": 12, "blocks": 4, "upsampling": "linear", "dropout": 0.1},
     "gp-shuffleunet": {"width": 8, "dropout": 0.1},
     "inception-v3": {"width": 0.25},
@@ -141,7 +134,10 @@ def preset(network: str, dataset: str, size: str) -> Preset:
     epochs = (_SLOW_EPOCHS if network in _SLOW else _EPOCHS)[dataset]
     if size == "small":
         arguments |= dict(_SMALL[network]) | ({} if network in OPAQUE else {"pooling": _POOLING[dataset]})
-        settings = dataclasses.replace(settings, epochs=epochs, patience=epochs)
+        arguments |= _WIDTHS[dataset] if network == "gp-unet" else {}
+        settings = dataclasses.replace(
+            settings, epochs=epochs, patience=epochs, learning_rate=3e-3 if dataset == "cheng" else 2e-3
+        )
     elif size == "small-paper-recipe":
         arguments |= _SMALL_AS_PAPER[network]
         settings = dataclasses.replace(settings, epochs=epochs, patience=epochs, precision="bfloat16")
@@ -158,10 +154,16 @@ def preset(network: str, dataset: str, size: str) -> Preset:
     return Preset(dataclasses.replace(card, name=name, factory=_FACTORIES[network], arguments=arguments), settings)
 
 
+# Kinds of tumour ask for a view of the whole head; whether there is one shows in its neighbourhood.
+_WIDTHS = {
+    "cheng": {"width": 24, "levels": 4},
+    "brats-slices": {"width": 32, "levels": 3},
+    "brats-grade-slices": {"width": 32, "levels": 3},
+}
 _POOLING = {"cheng": "top:0.02", "brats-slices": "top:0.03", "brats-grade-slices": "top:0.03"}
 # Two of the networks take three times as long for a slice as the others do, and get fewer epochs.
-_EPOCHS = {"cheng": 40, "brats-slices": 14, "brats-grade-slices": 14}
-_SLOW_EPOCHS = {"cheng": 12, "brats-slices": 8, "brats-grade-slices": 8}
+_EPOCHS = {"cheng": 24, "brats-slices": 14, "brats-grade-slices": 14}
+_SLOW_EPOCHS = {"cheng": 8, "brats-slices": 6, "brats-grade-slices": 6}
 _SLOW = ("gp-reconresnet", "gp-shuffleunet")
 # 512 x 512 for Cheng, 240 x 240 for BraTS; the epochs on Cheng are not stated.
 _PAPER_SIZE: Mapping[str, Mapping[str, Any]] = {

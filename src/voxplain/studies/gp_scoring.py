@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from scipy.special import softmax
 
-from voxplain import segment
+from voxplain import refine, segment
 from voxplain.compute import Compute
 from voxplain.engine.progress import tracked
 from voxplain.explain.evidence import HeatMap
@@ -36,6 +36,7 @@ OFFSETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.6, 2.0, 3.0)
 OFFSET_ROW = "heat-map/multi-otsu-offset"
 # Of the Gaussian over neighbouring slices, in slices.
 NEIGHBOURS_SIGMA = 1.5
+_CHANCE_MM = 8.0
 
 
 def localisation(
@@ -66,7 +67,10 @@ def localisation(
         masks: dict[str, np.ndarray] = {}
         if not offsets_only:
             added = HeatMap(show="contributions")(model, scan, target=target, seed=seed, compute=quiet)
+            mirrored = HeatMap(mirrored=True)(model, scan, target=target, seed=seed, compute=quiet)
             masks = _masks(why, added, foreground)
+            masks["heat-map/otsu, mirrored"] = segment.otsu(mirrored, mask=foreground).data > 0
+            masks |= _refined(why, scan, seed)
             if isinstance(target, ClassScore):
                 masks["heat-map/otsu, neighbours"] = _with_neighbours(why, foreground)
         for region in why.regions:
@@ -132,8 +136,25 @@ def _masks(why: Explanation, added: Explanation, foreground: Labels) -> dict[str
         "fixed-0.5": lambda one: segment.fixed(one, threshold=0.5, mask=foreground),
     }
     masks = {f"heat-map/{name}": rule(why) for name, rule in rules.items()}
+    masks["heat-map/otsu, largest component"] = segment.otsu(why, mask=foreground, components=1)
     masks["contributions/otsu"] = rules["otsu"](added)
     return {row: mask.data > 0 for row, mask in masks.items()}
+
+
+def _refined(why: Explanation, scan: Scan, seed: int) -> dict[str, np.ndarray]:
+    """Volumes with FLAIR and T2: the borders that intensities draw around the map's evidence; a random map the same."""
+    if not {"flair", "t2"} <= set(scan.channels):
+        return {}
+    chance = np.random.default_rng(seed).random(scan.grid.shape, dtype=np.float32)
+    # Blobs of the size of a tumour, since noise of single voxels is evidence of nothing.
+    chance = gaussian_filter(chance, [_CHANCE_MM / step for step in scan.grid.spacing]) * scan.foreground()
+    inside = chance[scan.foreground()]
+    chance = np.maximum(chance - np.percentile(inside, 75), 0)
+    random = dataclasses.replace(why, map=chance[None], parts=None, scores=None)
+    return {
+        "heat-map/mixture": refine.mixture(why, scan).data > 0,
+        "random-map/mixture": refine.mixture(random, scan).data > 0,
+    }
 
 
 def _with_neighbours(why: Explanation, foreground: Labels) -> np.ndarray:
