@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": _LOWER | {"segment", "results", "metrics"},
     "calibration": set(),
     "augmentation": set(),
-    "training": _LOWER | {"engine", "augmentation", "datasets", "losses", "metrics"},
+    "balance": {"errors"},
+    "training": _LOWER | {"engine", "augmentation", "balance", "datasets", "losses", "metrics", "networks"},
 }
 _BELOW_CLI = set(ALLOWED)
 ALLOWED["studies"] = ALLOWED["cohort"] = _BELOW_CLI

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from monai.transforms import (
     Compose,
     RandAffine,
@@ -30,10 +32,11 @@ def augmentation(kind: bool | str = True) -> Compose:
       beside another, or on something small, which turning would blur and a hole could take away.
     - "turns", for slices: mirroring along either axis with probability 1/2 each and a rotation by up to 330 degrees
       either way, as paper gp has it (002, table 2).
-    - "slices", for slices: mirroring, a rotation by up to 25 degrees, shift, scaling, brightness, contrast and noise.
+    - "slices", for slices: mirroring, a rotation by up to 25 degrees, shift, scaling, brightness, contrast and noise,
+      which falls on the background, too.
     """
     if kind == "turns":
-        turn = RandRotate(range_x=11 / 6 * 3.141592653589793, prob=1.0, mode="bilinear", padding_mode="zeros")
+        turn = RandRotate(range_x=11 / 6 * math.pi, prob=1.0, mode="bilinear", padding_mode="zeros")
         return Compose([*(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(2)), turn])
     if kind == "slices":
         return Compose(

@@ -18,11 +18,13 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from voxplain.augmentation import AUGMENTATIONS, augmentation
+from voxplain.balance import balanced_order, weights_of
 from voxplain.compute import Compute
 from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, write_json, writing
 from voxplain.io.checkpoint import read_checkpoint
+from voxplain.networks.self_explaining import SelfExplaining
 
 _CHECKPOINT = "checkpoint.pt"
 # What is called after an epoch: its number (1-based), the network whose weights were validated, the mean training loss
@@ -38,6 +40,8 @@ class Settings:
     so that every class counts as much, by its share of the training examples); `schedule` lets the learning rate fall
     along a cosine over the epochs, keeps it "constant", or is "one-cycle": up over the first fifth, then down, step by
     step (Smith 2018). `accumulation` is how many batches make a step; `clip` the largest norm of its gradient.
+    `sparsity` weighs the mean positive heat map of a network that explains itself, which is added to the loss: evidence
+    that lies where the pooling does not look then costs without a use, and maps become compact.
     `precision` "bfloat16" computes in 16 bits, in about half the time where a CPU can; a GPU always does.
     `label_smoothing` moves the labels towards equal shares by this much; `augmentation` is False, True, "gentle",
     "slices" or "turns" (see `voxplain.augmentation`);
@@ -63,6 +67,7 @@ class Settings:
     accumulation: int = 1
     clip: float | None = None
     precision: str = "float32"
+    sparsity: float = 0.0
 
     def __post_init__(self) -> None:
         # One input has no batch statistics.
@@ -79,6 +84,8 @@ class Settings:
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}")
+        if not 0 <= self.sparsity < math.inf:
+            raise InputError(f"sparsity is a weight of at least 0; got {self.sparsity}")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip is the largest norm of a gradient, above 0, or None; got {self.clip}")
 
@@ -87,7 +94,7 @@ class Settings:
 
         A training that was finished, or stopped, before they came is thus still known.
         """
-        later = {"loss": "binary", "accumulation": 1, "clip": None, "precision": "float32"}
+        later = {"loss": "binary", "accumulation": 1, "clip": None, "precision": "float32", "sparsity": 0.0}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
@@ -135,7 +142,7 @@ def train(
         InputError: no example of one of the labels, or a checkpoint of a training with other settings.
     """
     compute = compute or Compute()
-    class_weights = _class_weights([example.label for example in training], settings)
+    class_weights = weights_of([example.label for example in training], binary=settings.loss == "binary")
     output_folder(folder)
     device = compute.torch_device
     network.to(device)
@@ -160,7 +167,11 @@ def train(
     checkpoint = folder / _CHECKPOINT
     if checkpoint.is_file():
         state = read_checkpoint(checkpoint, identity, of="patients")
-        network.load_state_dict(state["network"])
+        try:
+            network.load_state_dict(state["network"])
+        except RuntimeError as mismatch:
+            words = "holds a half-finished training of another network; remove the folder, or give another --out"
+            raise InputError(f"{folder} {words}") from mismatch
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         losses, validation_losses, seconds = state["losses"], state["validation_losses"], state["seconds"]
@@ -173,26 +184,17 @@ def train(
             if validation and records and epoch - 1 - records[-1][0] >= settings.patience:
                 break
             started = time.perf_counter()
-            losses.append(
-                _one_epoch(
-                    network,
-                    averaged,
-                    optimiser,
-                    training,
-                    class_weights,
-                    transform,
-                    settings,
-                    seed,
-                    epoch,
-                    compute,
-                    title,
-                )
-            )
+            arguments = (training, class_weights, transform, settings, seed, epoch, compute, title)
+            losses.append(_one_epoch(network, averaged, optimiser, *arguments))
             if not math.isfinite(losses[-1]):
                 raise InputError(f"{title}: the loss of epoch {epoch} is {losses[-1]}; lower the learning rate")
             if validation:
                 each = _losses(averaged, validation, class_weights, settings, device)
                 validation_losses.append(float(each.mean()))
+                if not math.isfinite(found := validation_losses[-1]):
+                    raise InputError(
+                        f"{title}: the validation loss of epoch {epoch} is {found}; lower the learning rate"
+                    )
                 if not records or validation_losses[-1] < records[-1][1]:
                     error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else 0.0
                     records = records if settings.tolerance else []
@@ -267,20 +269,25 @@ def _one_epoch(
     losses = []
     try:
         labels = [example.label for example in training]
-        order = _balanced_order(labels, rng) if settings.loss == "binary" else rng.permutation(len(labels))
+        order = balanced_order(labels, rng) if settings.loss == "binary" else rng.permutation(len(labels))
         # A last batch of one would give batch normalisation nothing to work with.
         batches = [batch for batch in _split(order, settings.batch_size) if len(batch) > 1]
         for number, batch in enumerate(tracked(batches, f"{title}: epoch {epoch}", shown=compute.progress), start=1):
             for group in optimiser.param_groups:
                 group["lr"] = _learning_rate(settings, epoch, (number - 1) / len(batches))
             images = np.stack([_augmented(training[index].load(), transform) for index in batch])
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-                output = network(_to(images, device))
-            loss = _loss(output.float(), torch.tensor([labels[index] for index in batch]), weights, settings).mean()
-            # The batches of one step, the last step of an epoch often having fewer.
+            # No cache: `compute.running` is an autocast around this one, and the cache, which lives as long as the
+            # outermost one, would hand out the weights of the first step for ever.
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half, cache_enabled=False):
+                output, evidence = _answer(network, _to(images, device), settings)
+            its_labels = torch.tensor([labels[index] for index in batch])
+            loss = _loss(output.float(), its_labels, weights, settings).mean()
+            # Several batches make the step that one of all their examples would make, whatever their classes.
             first = (number - 1) // settings.accumulation * settings.accumulation
-            (loss / min(settings.accumulation, len(batches) - first)).backward()
-            losses.append(float(loss.detach()))
+            step = [labels[index] for one in batches[first : first + settings.accumulation] for index in one]
+            share = (weights[its_labels].sum() / weights[step].sum()).item()
+            (share * loss + len(batch) / len(step) * settings.sparsity * evidence).backward()
+            losses.append(float((loss + settings.sparsity * evidence).detach()))
             if number % settings.accumulation and number < len(batches):
                 continue
             if settings.clip is not None:
@@ -293,18 +300,17 @@ def _one_epoch(
     return float(np.mean(losses))
 
 
-def _class_weights(labels: Sequence[int], settings: Settings) -> torch.Tensor:
-    """What an example of each class counts, (classes,), so that every class counts as much; 1 where it is binary."""
-    counts = np.bincount(labels) if len(labels) else np.zeros(1)
-    if settings.loss == "binary":
-        if set(labels) != {0, 1}:
-            raise InputError(f"training needs examples with label 0 and with label 1; got labels {sorted(set(labels))}")
-        return torch.ones(2)
-    if len(counts) < 2 or not counts.all():
+def _answer(network: nn.Module, inputs: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores (B, classes); and the mean positive heat map, added up over classes, where it is asked for."""
+    if not settings.sparsity:
+        return network(inputs), torch.zeros((), device=inputs.device)
+    if not isinstance(network, SelfExplaining):
         raise InputError(
-            f"training needs examples of every class; it got {counts.tolist()} of classes 0 to {len(counts) - 1}"
+            f"sparsity is for networks that explain themselves; {type(network).__name__} has no heat map: set it to 0"
         )
-    return torch.tensor(len(labels) / (len(counts) * counts), dtype=torch.float32)
+    features = network.features(inputs)
+    maps = network.last(features).float()
+    return network.score(features), maps.clamp(min=0).flatten(2).mean(dim=2).sum(dim=1).mean()
 
 
 def _loss(output: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -314,23 +320,13 @@ def _loss(output: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, set
         smoothed = half + labels.float() * (1 - 2 * half)
         return binary_cross_entropy_with_logits(output[:, 0], smoothed.to(output.device), reduction="none")
     if output.shape[1] != len(weights):
-        raise InputError(f"the network has {output.shape[1]} outputs, the training examples {len(weights)} classes")
+        raise InputError(
+            f"the network has {output.shape[1]} outputs, the training examples {len(weights)} classes; give it one "
+            "output per class"
+        )
     share = weights[labels] / weights[labels].mean()
     each = cross_entropy(output, labels.to(output.device), reduction="none", label_smoothing=settings.label_smoothing)
     return each * share.to(output.device)
-
-
-def _balanced_order(labels: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """An epoch's order, (N,): as many steps as there are examples, the two labels by turns.
-
-    The rarer label's examples come more than once, so that the network's own prior is one half.
-    """
-    turns = []
-    for label in (0, 1):
-        members = np.flatnonzero(np.asarray(labels) == label)
-        rounds = [rng.permutation(members) for _ in range(math.ceil(len(labels) / len(members)))]
-        turns.append(np.concatenate(rounds)[: math.ceil(len(labels) / 2)])
-    return np.stack(turns, axis=1).ravel()[: len(labels)]
 
 
 def _learning_rate(settings: Settings, epoch: int, done: float) -> float:

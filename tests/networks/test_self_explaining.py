@@ -225,3 +225,53 @@ def test_a_folder_gives_it_back(name: str, factory: str, arguments: dict[str, in
     x = images(1, 4, 16, 18)
     with torch.inference_mode():
         assert torch.equal(back.network.eval().contributions(x), network.contributions(x))
+
+
+STRIDES = [(2, (16, 12)), (2, (19, 14)), (3, (17, 22)), (4, (21, 9)), (4, (5, 6)), (2, (11, 13, 9)), (3, (7, 12, 8))]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(("stride", "size"), STRIDES, ids=str)
+def test_maps_of_a_coarse_grid_lie_on_the_inputs_and_add_up(stride: int, size: tuple[int, ...], pooling: str) -> None:
+    network = seeded("GPUNet", spatial_dims=len(size), stride=stride, pooling=pooling, levels=2, upsampling="linear")
+    x = images(2, 4, *size)
+    with torch.inference_mode():
+        assert network.features(x).shape[2:] == tuple(-(-length // stride) for length in size)
+        heat, added, score = network.heat_map(x), network.contributions(x), network(x)
+    assert heat.shape == added.shape == (2, 3, *size)
+    torch.testing.assert_close(added.flatten(2).sum(dim=2) + network.head.bias, score, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "size"), STRIDES, ids=str)
+def test_a_place_of_a_coarse_grid_is_its_own_block(stride: int, size: tuple[int, ...]) -> None:
+    """What lies in one block of the input is shown there, also beside a last block that is not whole."""
+    network = seeded("GPUNet", spatial_dims=len(size), stride=stride, levels=2)
+    corner = [(length - 1) // stride for length in size]
+    middle = [place // 2 for place in corner]
+    shape = (1, network.head.in_channels, *(place + 1 for place in corner))
+    for places in (corner, middle):
+        features = torch.zeros(shape)
+        features[(0, slice(None), *places)] = 1
+        network.features = lambda x, features=features: features  # type: ignore[method-assign]
+        with torch.inference_mode():
+            x = images(1, 4, *size)
+            added = network.contributions(x)[0]
+            shown = (network.heat_map(x)[0] - network.head.bias.reshape(-1, *[1] * len(size))).abs().sum(dim=0)
+        inside = np.zeros(size, dtype=bool)
+        inside[tuple(slice(stride * place, stride * (place + 1)) for place in places)] = True
+        assert (added.numpy()[:, inside] == added.numpy()[:, inside][:, :1]).all()
+        assert not added.numpy()[:, ~inside].any()
+        # Between the middles of blocks the map is linear, and flat beyond those at the edges.
+        expected = np.ones(())
+        for place, length, last in zip(places, size, corner, strict=True):
+            where = (np.arange(length) + 0.5) / stride - 0.5
+            expected = np.multiply.outer(expected, np.interp(where, np.arange(last + 1), np.arange(last + 1) == place))
+        np.testing.assert_allclose(shown / shown.sum(), expected / expected.sum(), atol=1e-6)
+
+
+def test_a_stride_of_one_changes_nothing_and_a_stride_below_is_refused() -> None:
+    x = images(1, 4, 18, 15)
+    with torch.inference_mode():
+        assert torch.equal(seeded("GPUNet", stride=1).heat_map(x), seeded("GPUNet").heat_map(x))
+    with pytest.raises(ValueError, match="stride is how many pixels an axis make a place, at least 1; got 0"):
+        GPUNet(stride=0)

@@ -27,6 +27,29 @@ def test_the_verdict(make_head: Any, parts_map: Callable[..., Explanation]) -> N
     assert "(> 0.999)" in verdict(parts_map(scan, probabilities=(0.99999, 0.8)))
 
 
+def test_the_verdict_on_predicted_classes_and_many_slices(
+    make_head: Any, parts_map: Callable[..., Explanation]
+) -> None:
+    why = parts_map(make_head((20, 24, 20), 8.0).scan())
+    predicted = replace(
+        why,
+        provenance=why.provenance | {"target": {"kind": "PredictedClass"}},
+        regions=tuple(replace(region, target=name) for region, name in zip(why.regions, ("high", "free"), strict=True)),
+    )
+    assert verdict(predicted) == "The network calls the left half high (0.900) and the right half free (0.100)."
+    assert facts.threshold(predicted) is None
+    assert facts.threshold(why) is not None
+    assert facts.target_name(predicted) == "the predicted class"
+    slices = tuple(
+        replace(predicted.regions[0], name=f"axial {k:03d}", probability=k / 10, positive=k > 4, target="ab"[k > 6])
+        for k in range(9)
+    )
+    assert verdict(replace(why, regions=slices)) == (
+        "The network calls 4 of 9 slices positive for tumour; the highest is axial 008 (0.800)."
+    )
+    assert verdict(replace(predicted, regions=slices)) == "The network calls 7 of 9 slices a and 2 of 9 slices b."
+
+
 def figures(**changes: float) -> pd.DataFrame:
     rows = {"relevance-map": 0.6, "grad-cam": 0.4, "intensity/flair": 0.7, "whole-brain": 0.1} | changes
     table = [(row, "deployable", value) for row, value in rows.items()]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal
+
+import torch
 
 from voxplain.engine.probe import Probe
 from voxplain.errors import InputError
@@ -22,7 +25,8 @@ class HeatMap(Explainer):
     whose answer is always the same shows that bias everywhere. Where features are pooled by their maximum, the score is
     a weighted sum of one maximum per feature, each from a place of its own, so the heat map does not add up to it.
     `show="contributions"` are the shares that do: with the head's bias they sum up to the score. Under max pooling they
-    are points, one per feature.
+    are points, one per feature. `mirrored` (ours) is the mean heat map of the input and its mirror images along the
+    first two axes: what a network sees in one of them alone is not a property of the scan.
     """
 
     name: ClassVar[str] = "heat-map"
@@ -34,9 +38,13 @@ class HeatMap(Explainer):
         default="heat-map", metadata={"help": "heat-map (what each pixel would score) or contributions (adds up)"}
     )
 
+    mirrored: bool = field(default=False, metadata={"help": "mean heat map of the input and its mirror images"})
+
     def __post_init__(self) -> None:
         if self.show not in _SHOWN:
             raise InputError(f"show is one of {', '.join(_SHOWN)}; got {self.show!r}")
+        if self.mirrored and self.show != "heat-map":
+            raise InputError("mirrored is for show=heat-map: contributions of mirror images add up to other scores")
 
     def _relevance(self, probe: Probe) -> Relevance:
         network, target = probe.model.network, probe.target
@@ -46,9 +54,17 @@ class HeatMap(Explainer):
                 f"{self.name} shows what a network says of a class: target=vx.ClassScore(name) or vx.PredictedClass(); "
                 f"got {type(target).__name__}"
             )
-        read = network.heat_map if self.show == "heat-map" else network.contributions
+        read = network.contributions if self.show == "contributions" else network.heat_map
+        if self.mirrored:
+            read = partial(_mirrored, network)
         classes = probe.model.card.classes
         found = probe.class_map(read, classes.index(target.name))
         bias = network.head.bias
         facts = {"bias": 0.0 if bias is None else float(bias[classes.index(target.name)])}
         return Relevance(unit="logit", signed=True, map=found[None], facts=facts)
+
+
+def _mirrored(network: SelfExplaining, x: torch.Tensor) -> torch.Tensor:
+    """Mean heat map (B, classes, spatial...) of the input (B, channels, spatial...) and its three mirror images."""
+    axes: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
+    return torch.stack([network.heat_map(x.flip(some)).flip(some) for some in axes]).mean(dim=0)

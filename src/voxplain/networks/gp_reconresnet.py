@@ -20,7 +20,7 @@ class GPReconResNet(SelfExplaining):
     Cheng. An axis needs at least 8 pixels.
 
     Raises:
-        ValueError: no such pooling or upsampling.
+        ValueError: no such pooling, evidence or upsampling.
     """
 
     def __init__(
@@ -32,10 +32,11 @@ class GPReconResNet(SelfExplaining):
         width: int = 64,
         blocks: int = 14,
         pooling: str = "max",
+        evidence: str = "signed",
         upsampling: str = "fourier",
         dropout: float = 0.5,
     ) -> None:
-        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling)
+        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling, evidence=evidence)
         if upsampling not in ("fourier", "linear"):
             raise ValueError(f"upsampling is fourier or linear; got {upsampling!r}")
         self.upsampling = upsampling
@@ -78,7 +79,8 @@ class GPReconResNet(SelfExplaining):
             x = x + block(x)
         for block in self.up:
             x = block(self._resized(x, sizes.pop()))
-        return x
+        # What PReLU lets through of negative values would be evidence against a class.
+        return functional.relu(x) if self.positive else x
 
     def _resized(self, x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         if self.upsampling == "fourier":

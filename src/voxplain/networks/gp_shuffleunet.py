@@ -22,7 +22,7 @@ class GPShuffleUNet(SelfExplaining):
     zeros to multiples of 8, and features cut back.
 
     Raises:
-        ValueError: no such pooling.
+        ValueError: no such pooling or evidence.
     """
 
     def __init__(
@@ -34,9 +34,10 @@ class GPShuffleUNet(SelfExplaining):
         width: int = 64,
         levels: int = 3,
         pooling: str = "max",
+        evidence: str = "signed",
         dropout: float = 0.5,
     ) -> None:
-        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling)
+        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling, evidence=evidence)
         self.multiple = 2**levels
         widths = [width * 2**level for level in range(levels + 1)]
         self.stem = _twice(in_channels, width, spatial_dims)

@@ -25,7 +25,7 @@ class GPUNet(SelfExplaining):
     zeros to whole blocks.
 
     Raises:
-        ValueError: no such pooling, normalisation or upsampling.
+        ValueError: no such pooling, evidence, normalisation or upsampling, or a stride below 1.
     """
 
     def __init__(
@@ -37,17 +37,18 @@ class GPUNet(SelfExplaining):
         width: int = 64,
         levels: int = 3,
         pooling: str = "max",
+        evidence: str = "signed",
         normalisation: str = "none",
         upsampling: str = "fourier",
         dropout: float = 0.5,
         stride: int = 1,
     ) -> None:
-        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling)
+        super().__init__(width, classes, spatial_dims=spatial_dims, pooling=pooling, evidence=evidence, stride=stride)
         if normalisation not in _NORMS:
             raise ValueError(f"normalisation is one of {', '.join(_NORMS)}; got {normalisation!r}")
         if upsampling not in ("fourier", "linear"):
             raise ValueError(f"upsampling is fourier or linear; got {upsampling!r}")
-        self.upsampling, self.stride = upsampling, stride
+        self.upsampling = upsampling
         kind = spatial_dims - 2
         convolution = (nn.Conv2d, nn.Conv3d)[kind]
         norm = _NORMS[normalisation][kind]

@@ -16,21 +16,41 @@ from torch import nn
 class SelfExplaining(nn.Module, ABC):
     """A classifier that shows where its score comes from.
 
-    A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid or on
-    a coarser one, over the same field of view. `pooling` is how they become one number per feature and image:
+    A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid, or a
+    place for each block of `stride` pixels an axis, the last one perhaps of fewer. `pooling` is how they become one
+    number per feature and image:
 
     - "max": the highest value (002);
     - "top:SHARE": the mean of that share of the highest values, such as "top:0.03";
     - "log-sum-exp:SHARPNESS": log(mean(exp(r x))) / r, between the mean (r small) and the maximum (r large).
 
+    `evidence` "positive" (ours) takes the last convolution's weights by their size and leaves out its bias: on features
+    that are not negative a class then scores by what speaks for it alone. With signed weights one class may be what is
+    left where nothing speaks for the others, and its map shows nothing in particular.
+
     Raises:
-        ValueError: no such pooling.
+        ValueError: no such pooling or evidence, or a stride below 1.
     """
 
-    def __init__(self, features: int, classes: int, *, spatial_dims: int, pooling: str) -> None:
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        *,
+        spatial_dims: int,
+        pooling: str,
+        evidence: str = "signed",
+        stride: int = 1,
+    ) -> None:
         super().__init__()
+        if stride < 1:
+            raise ValueError(f"stride is how many pixels an axis make a place, at least 1; got {stride}")
+        self.stride = stride
         self.pooling, self._number = _parsed(pooling)
-        self.head = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2](features, classes, 1)
+        if evidence not in ("signed", "positive"):
+            raise ValueError(f"evidence is signed or positive; got {evidence!r}")
+        self.positive = evidence == "positive"
+        self.head = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2](features, classes, 1, bias=not self.positive)
 
     @abstractmethod
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -50,18 +70,29 @@ class SelfExplaining(nn.Module, ABC):
         else:
             sharpness = self._number
             pooled = (torch.logsumexp(sharpness * flat, dim=2) - math.log(flat.shape[2])) / sharpness
-        return self.head(pooled.reshape(*pooled.shape, *(1,) * (features.ndim - 2))).flatten(1)
+        return self.last(pooled.reshape(*pooled.shape, *(1,) * (features.ndim - 2))).flatten(1)
+
+    def last(self, features: torch.Tensor) -> torch.Tensor:
+        """The last convolution: maps of classes (B, classes, spatial...) from features (B, features, spatial...)."""
+        if not self.positive:
+            return self.head(features)
+        convolution = nn.functional.conv2d if features.ndim == 4 else nn.functional.conv3d
+        return convolution(features, self.head.weight.abs())
 
     def heat_map(self, x: torch.Tensor) -> torch.Tensor:
         """The last convolution without the pooling, (B, classes, spatial...): what each pixel would score (002).
 
         It does not add up to the score, nor is its maximum the score: every feature is pooled by itself. Where features
-        lie on a coarser grid, it is resized linearly to the input's.
+        lie on a coarser grid, it is interpolated linearly between the middles of the blocks.
         """
-        maps = self.head(self.features(x))
-        if maps.shape[2:] == x.shape[2:]:
+        maps = self.last(self.features(x))
+        if self.stride == 1:
             return maps
-        return nn.functional.interpolate(maps, size=x.shape[2:], mode="bilinear" if x.ndim == 4 else "trilinear")
+        # A last block that is not whole reaches past the input, so that the resized map is cut.
+        maps = nn.functional.interpolate(maps, scale_factor=self.stride, mode=("bilinear", "trilinear")[x.ndim - 4])
+        for axis, length in enumerate(x.shape[2:], start=2):
+            maps = maps.narrow(axis, 0, length)
+        return maps
 
     def contributions(self, x: torch.Tensor) -> torch.Tensor:
         """What each pixel adds to the score, (B, classes, spatial...); with the head's bias it sums up to the score.
@@ -80,10 +111,11 @@ class SelfExplaining(nn.Module, ABC):
             count = self._count(flat) if self.pooling == "top" else 1
             found = flat.max(dim=2, keepdim=True) if self.pooling == "max" else flat.topk(count, dim=2)
             shares = torch.zeros_like(flat).scatter(2, found.indices, found.values / count)
-        convolution = nn.functional.conv2d if features.ndim == 4 else nn.functional.conv3d
-        added = convolution(shares.reshape(features.shape), self.head.weight)
+        added = self.last(shares.reshape(features.shape))
+        if self.head.bias is not None:
+            added = added - self.head.bias.reshape(-1, *(1,) * (features.ndim - 2))
         for axis, (places, pixels) in enumerate(zip(added.shape[2:], x.shape[2:], strict=True), start=2):
-            place = torch.arange(pixels, device=x.device) * places // pixels
+            place = torch.arange(pixels, device=x.device) // self.stride
             share = 1 / torch.bincount(place, minlength=places)
             added = (added * share.reshape(-1, *(1,) * (added.ndim - 1 - axis))).index_select(axis, place)
         return added

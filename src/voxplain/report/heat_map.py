@@ -55,6 +55,7 @@ def heat_map_picture(scan: Scan, explanation: Explanation, mask: Labels) -> byte
         )
         axis.set_title(title, fontsize=10, parse_math=False)
         axis.set_axis_off()
+        axis.set_anchor("N")
         if colours in ("RdBu", "Blues"):
             figure.colorbar(drawn, ax=axis, orientation="horizontal", shrink=0.8, pad=0.02)
     target = io.BytesIO()

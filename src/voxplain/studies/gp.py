@@ -22,6 +22,8 @@ from voxplain.io.bundle import load_model
 from voxplain.model import Model
 from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.studies.gp_data import Parts, Stack, folds, stacks
+from voxplain.studies.gp_pictures import confusions, histograms, maps_of_slice, post_hoc
+from voxplain.studies.gp_posthoc import compare, summary_rows
 from voxplain.studies.gp_presets import NETWORKS, preset
 from voxplain.studies.gp_results import summed_up, write_tables
 from voxplain.studies.gp_scoring import (
@@ -32,6 +34,8 @@ from voxplain.studies.gp_scoring import (
 )
 from voxplain.studies.gp_training import Store, train_network
 
+# So many test scans are explained by post-hoc methods as well.
+_EXPLAINED = 12
 # So many validation scans at most choose the offset.
 _CHOOSING = 150
 _QUICK_STACKS = {"cheng": 6, "brats-slices": 1, "brats-grade-slices": 1}
@@ -74,7 +78,7 @@ def evaluate(
         found = localisation(model, scored, kind=kind, seed=seed, compute=compute)
         lines.append(with_chosen_offsets(found, found.iloc[:0]).assign(network=name))
     facts = {"model": {"name": name, "fingerprint": model.fingerprint}, "dataset": dataset, "kind": kind, "seed": seed}
-    summary = summed_up(slices.assign(network=name), pd.concat(lines, ignore_index=True), model.card, seed=seed)
+    summary = summed_up(_named(slices, name), pd.concat(lines, ignore_index=True), model.card, seed=seed)
     write_tables(summary, out, dataset=dataset, facts=facts | {"versions": versions()})
     _write(slices, out / "slices.tsv")
     _write(pd.concat(lines, ignore_index=True), out / "cases.tsv")
@@ -160,7 +164,7 @@ def study(
             )
             model = load_model(folder)
             classified, shown = _scored(model, part, folder, store, seed, compute, f"{network}, fold {index}")
-            slices.append(classified.assign(network=network, fold=index))
+            slices.append(_named(classified, network).assign(fold=index))
             lines.append(shown.assign(network=network, fold=index))
     card = preset(networks[0], dataset, size).card
     tested = sorted({index for one in lines for index in one.fold}) if lines else [0]
@@ -168,7 +172,10 @@ def study(
         part = _quick(parts[index], dataset) if size == "quick" else parts[index]
         lines.append(_plain(part[2], card, out / f"plain{index}.tsv.gz", seed, compute).assign(network="", fold=index))
     all_slices, all_lines = (pd.concat(some, ignore_index=True) for some in (slices, lines))
-    summary = summed_up(all_slices, all_lines, card, seed=seed)
+    post = _post_hoc(networks, parts[0][2], out, 2 if size == "quick" else _EXPLAINED, seed, compute)
+    summary = summed_up(all_slices, all_lines, card, seed=seed, more=summary_rows(post, seed=seed))
+    histograms(all_lines, out / "dice.png")
+    confusions(all_slices, card.classes, out / "confusion.png")
     facts = {"dataset": dataset, "preset": size, "seed": seed, "networks": list(networks), "rotated": list(rotated)}
     write_tables(summary, out, dataset=dataset, facts=facts | {"versions": versions()})
     _write(all_slices, out / "slices.tsv")
@@ -200,6 +207,25 @@ def _scored(
     return classified, shown
 
 
+def _post_hoc(
+    networks: Sequence[str], tested: Sequence[Stack], out: Path, count: int, seed: int, compute: Compute
+) -> pd.DataFrame:
+    """Post-hoc maps of a few test slices of the first fold, with pictures; kept."""
+    models = {network: load_model(out / network / "fold0") for network in networks}
+    identity = json.dumps([[model.fingerprint for model in models.values()], count, seed])
+    if (read_json(out / "post-hoc.json") or {}).get("identity") == identity:
+        return _read(out / "post-hoc.tsv")
+    lines, pictures = compare(models, _thinned(tested, count), seed=seed, compute=compute)
+    folder = output_folder(out / "pictures")
+    for name in dict.fromkeys(one["slice"].name for one in pictures):
+        its = [one for one in pictures if one["slice"].name == name]
+        maps_of_slice(its, folder / f"{name.replace(' ', '-')}-maps.png")
+        post_hoc(its, folder / f"{name.replace(' ', '-')}-post-hoc.png")
+    _write(lines, out / "post-hoc.tsv")
+    write_json({"identity": identity}, out / "post-hoc.json")
+    return lines
+
+
 def _plain(some: Sequence[Stack], card: Any, path: Path, seed: int, compute: Compute) -> pd.DataFrame:
     if path.is_file():
         found = _read(path)
@@ -208,6 +234,12 @@ def _plain(some: Sequence[Stack], card: Any, path: Path, seed: int, compute: Com
     found = plain_localisation(some, card, seed=seed, compute=compute)
     _write(found, path)
     return found
+
+
+def _named(classified: pd.DataFrame, network: str) -> pd.DataFrame:
+    """The lines with the network's name, and how slices were read where not by themselves."""
+    suffix = classified.reading.map({"alone": "", "neighbours": ", neighbours"})
+    return classified.assign(network=network + suffix)
 
 
 def _quick(part: Parts, dataset: str) -> Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,11 @@ from voxplain.io.image import image_scan
 from voxplain.model import Card
 from voxplain.preparation import Prepared, prepare
 from voxplain.scan import Labels, Scan
+from voxplain.studies.gp_presets import CARDS, DATASETS
 from voxplain.training import Example
+
+# Pixels along the side of Cheng's images; the few of 256 show the same field of view.
+_CHENG_SIDE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +32,7 @@ class Stack:
     """A scan whose slices are judged one by one: an image by itself, or the volume of a patient.
 
     `group` and `fold` are what splits go by; `label` the class of an image, None where a slice's class follows from the
-    expert mask
-    and the patient's `grade`.
+    expert mask and the patient's `grade`.
     """
 
     id: str
@@ -70,15 +74,29 @@ def stacks(dataset: str, root: Path) -> list[Stack]:
     """The scans of a data set ("cheng", "brats-slices" or "brats-grade-slices"); images are read when asked for.
 
     Raises:
-        InputError: nothing there, or patients without expert mask or, where it is the label, without grade.
+        InputError: no such data set, nothing there, or no patient with what the labels follow from: an expert mask and,
+            for "brats-grade-slices", a grade.
     """
+    if dataset not in DATASETS:
+        raise InputError(f"dataset is one of {', '.join(DATASETS)}; got {dataset!r}")
     if dataset == "cheng":
         return [_image_stack(one) for one in cheng.slices(root)]
-    found = [case for case in brats.cases(root) if case.segmentation is not None]
-    if dataset == "brats-grade-slices":
-        found = [case for case in found if case.grade is not None]
+    graded = dataset == "brats-grade-slices"
+    every = brats.cases(root)
+    found = [case for case in every if case.segmentation is not None and not (graded and case.grade is None)]
+    needed = "an expert mask and a grade" if graded else "an expert mask"
     if not found:
-        raise InputError(f"no patient in {root} has an expert mask, from which the labels of slices follow")
+        raise InputError(
+            f"no patient in {root} has {needed}, from which the labels of slices follow; give patients who have"
+            + (", in HGG and LGG folders or with a name_mapping.csv" if graded else "")
+        )
+    if without := [case.id for case in every if case not in found]:
+        shown = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+        warnings.warn(
+            f"{len(without)} of {len(every)} patients lack {needed.replace(' and ', ' or ')} and are left out: {shown}",
+            UserWarning,
+            stacklevel=2,
+        )
     return [_volume_stack(case) for case in found]
 
 
@@ -92,7 +110,7 @@ def folds(dataset: str, every: Sequence[Stack], seed: int) -> list[Parts]:
     listed = [Slice(one.id, one.group, one.label or "", _nothing, _nothing, fold=one.fold) for one in every]
     known = {one.id: one for one in every}
     if dataset == "cheng":
-        count = len({one.fold for one in every}) if every and every[0].fold is not None else 5
+        count = len({one.fold for one in every if one.fold is not None}) or min(5, len({one.group for one in every}))
         splits = [cheng.splits(listed, index, seed) for index in range(count)]
     else:
         strata = {one.group: str(one.grade) for one in every}
@@ -115,6 +133,24 @@ def read_slices(some: Sequence[Stack], card: Card, compute: Compute) -> list[Lab
         mask = stack.mask().data > 0 if stack.label is None else None
         found += [_labelled(stack, one, mask, card) for one in prepared]
     return found
+
+
+def check_card(card: Card, dataset: str) -> None:
+    """Raise InputError where a network reads no slices, or none that are labelled as those of a data set."""
+    if card.spatial_dims != 2 or (dataset != "cheng" and card.slices != "axial"):
+        raise InputError(
+            f"{dataset} is judged slice by slice, and {card.name} reads "
+            + ("volumes" if card.spatial_dims == 3 else f"slices that are {card.slices or 'no part of a volume'}")
+            + "; give a 2D network"
+            + ("" if dataset == "cheng" else " whose card says slices: axial")
+        )
+    wanted = CARDS[dataset].classes
+    volumes = dataset != "cheng" and set(card.classes) == set(CARDS["brats-slices"].classes)
+    if set(card.classes) != set(wanted) and not volumes:
+        raise InputError(
+            f"the slices of {dataset} are {', '.join(wanted)}; {card.name} tells apart {', '.join(card.classes)}: give "
+            "a network that was trained on such slices, or another --dataset"
+        )
 
 
 def check_classes(slices: Sequence[LabelledSlice], card: Card, part: str) -> None:
@@ -140,11 +176,13 @@ def _image_stack(one: Slice) -> Stack:
 
 
 def _scan_of(one: Slice) -> Scan:
-    return image_scan(one.load()[0], name="t1ce")
+    image = one.load()[0]
+    return image_scan(image, name="t1ce", pixel_size=_CHENG_SIDE / len(image))
 
 
 def _mask_of(one: Slice) -> Labels:
-    mask = image_scan(one.mask())
+    values = one.mask()
+    mask = image_scan(values, pixel_size=_CHENG_SIDE / len(values))
     return Labels(mask.data[0], mask.grid)
 
 

@@ -177,12 +177,14 @@ def _median(values: pd.Series) -> float:
     return float(values.median()) if len(values) else np.nan
 
 
-def summed_up(slices: pd.DataFrame, lines: pd.DataFrame, card: Card, *, seed: int) -> pd.DataFrame:
+def summed_up(
+    slices: pd.DataFrame, lines: pd.DataFrame, card: Card, *, seed: int, more: Sequence[Row] = ()
+) -> pd.DataFrame:
     """All figures of a study or an evaluation, with the columns of `scores.tsv`."""
     rows = classification_rows(slices, card.classes, card.absent, seed=seed)
     rows += confusion_rows(slices, card.classes)
     rows += localisation_rows(lines, card.classes, card.absent, seed=seed)
-    rows += gain_rows(lines, seed=seed)
+    rows += [*gain_rows(lines, seed=seed), *more]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -202,6 +204,7 @@ def markdown(summary: pd.DataFrame, dataset: str) -> str:
         "confusion": "Confusion matrices (slices)",
         "localisation": "Localisation: Dice of slices with tumour (a missed slice counts 0)",
         "gain": "Paired gain over the best row that needs no network",
+        "post-hoc": "Post-hoc maps: agreement with the network's own heat map, and Dice of their Otsu masks",
     }
     blocks = []
     for table, title in titles.items():

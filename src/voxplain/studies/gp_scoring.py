@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from scipy.special import softmax
 
-from voxplain import segment
+from voxplain import refine, segment
 from voxplain.compute import Compute
 from voxplain.engine.progress import tracked
 from voxplain.explain.evidence import HeatMap
@@ -28,10 +29,14 @@ from voxplain.scan import Labels, Scan
 from voxplain.studies.gp_data import LabelledSlice, Stack
 from voxplain.studies.gp_training import scores_of
 from voxplain.studies.slice_rows import network_free_slice_masks
+from voxplain.target import ClassScore, PredictedClass
 
 # Subtracted from the top multi-Otsu threshold, in logit; the paper's are 0.1, 0.3 and 1.6 (002, figure 6).
 OFFSETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.6, 2.0, 3.0)
 OFFSET_ROW = "heat-map/multi-otsu-offset"
+# Of the Gaussian over neighbouring slices, in slices.
+NEIGHBOURS_SIGMA = 1.5
+_CHANCE_MM = 8.0
 
 
 def localisation(
@@ -52,18 +57,26 @@ def localisation(
     """
     lines: list[dict[str, Any]] = []
     quiet = dataclasses.replace(compute, progress=False)
+    shown = [name for name in model.card.classes if name not in model.card.absent]
+    # Where only one class can be shown its map is asked for in every slice, so that neighbours can be listened to.
+    target = ClassScore(shown[0]) if len(shown) == 1 and len(model.card.classes) == 2 else PredictedClass()
     for stack in tracked(stacks, title, shown=compute.progress):
         scan, truth = stack.scan(), stack.mask().data > 0
         foreground = Labels(scan.foreground(), scan.grid)
-        why = HeatMap()(model, scan, seed=seed, compute=quiet)
+        why = HeatMap()(model, scan, target=target, seed=seed, compute=quiet)
         masks: dict[str, np.ndarray] = {}
         if not offsets_only:
-            added = HeatMap(show="contributions")(model, scan, seed=seed, compute=quiet)
+            added = HeatMap(show="contributions")(model, scan, target=target, seed=seed, compute=quiet)
+            mirrored = HeatMap(mirrored=True)(model, scan, target=target, seed=seed, compute=quiet)
             masks = _masks(why, added, foreground)
+            masks["heat-map/otsu, mirrored"] = segment.otsu(mirrored, mask=foreground).data > 0
+            masks |= _refined(why, scan, seed)
+            if isinstance(target, ClassScore):
+                masks["heat-map/otsu, neighbours"] = _with_neighbours(why, foreground)
         for region in why.regions:
             its = truth[region.slices]
             facts = _facts(stack, region.name, its, model.card.classes)
-            facts["predicted"] = why.provenance["facts"][region.name]["class"]
+            facts["predicted"] = _predicted(why, region, model.card)
             pixel = _pixel_area(scan)
             lines += [facts | _line(row, kind, mask[region.slices], its, pixel) for row, mask in masks.items()]
             for offset, mask in zip(OFFSETS, _offsets(why, region, foreground), strict=True):
@@ -123,8 +136,40 @@ def _masks(why: Explanation, added: Explanation, foreground: Labels) -> dict[str
         "fixed-0.5": lambda one: segment.fixed(one, threshold=0.5, mask=foreground),
     }
     masks = {f"heat-map/{name}": rule(why) for name, rule in rules.items()}
+    masks["heat-map/otsu, largest component"] = segment.otsu(why, mask=foreground, components=1)
     masks["contributions/otsu"] = rules["otsu"](added)
     return {row: mask.data > 0 for row, mask in masks.items()}
+
+
+def _refined(why: Explanation, scan: Scan, seed: int) -> dict[str, np.ndarray]:
+    """Volumes with FLAIR and T2: the borders that intensities draw around the map's evidence; a random map the same."""
+    if not {"flair", "t2"} <= set(scan.channels):
+        return {}
+    chance = np.random.default_rng(seed).random(scan.grid.shape, dtype=np.float32)
+    # Blobs of the size of a tumour, since noise of single voxels is evidence of nothing.
+    chance = gaussian_filter(chance, [_CHANCE_MM / step for step in scan.grid.spacing]) * scan.foreground()
+    inside = chance[scan.foreground()]
+    chance = np.maximum(chance - np.percentile(inside, 75), 0)
+    random = dataclasses.replace(why, map=chance[None], parts=None, scores=None)
+    return {
+        "heat-map/mixture": refine.mixture(why, scan).data > 0,
+        "random-map/mixture": refine.mixture(random, scan).data > 0,
+    }
+
+
+def _with_neighbours(why: Explanation, foreground: Labels) -> np.ndarray:
+    """The Otsu masks of slices in which neighbours together see the class, boolean (X, Y, Z)."""
+    chances = np.clip([region.probability for region in why.regions], 1e-6, 1 - 1e-6)
+    seen = gaussian_filter1d(np.log(chances / (1 - chances)), NEIGHBOURS_SIGMA) > 0
+    heard = [dataclasses.replace(region, positive=bool(one)) for region, one in zip(why.regions, seen, strict=True)]
+    return segment.otsu(dataclasses.replace(why, regions=tuple(heard)), mask=foreground).data > 0
+
+
+def _predicted(why: Explanation, region: Region, card: Card) -> str:
+    named = str(why.provenance["facts"][region.name].get("class", ""))
+    if named:
+        return named
+    return next(name for name in card.classes if (name not in card.absent) == region.positive)
 
 
 def _offsets(why: Explanation, region: Region, foreground: Labels) -> list[np.ndarray]:
@@ -168,10 +213,27 @@ def _line(row: str, kind: str, mask: np.ndarray, truth: np.ndarray, pixel: float
 
 
 def predictions(model: Model, slices: Sequence[LabelledSlice], *, kind: str, compute: Compute) -> pd.DataFrame:
-    """What the network says of each slice: columns stack, group, slice, label, predicted, probability, kind."""
+    """What the network says of each slice: columns stack, group, slice, label, predicted, probability, kind, reading.
+
+    `reading` is "alone", or "neighbours" for the slices of volumes: scores smoothed over neighbouring slices (Gaussian
+    of 1.5 slices), because a tumour does not end and begin again from slice to slice.
+    """
     scores = scores_of(model, slices, compute)
+    found = [_predictions(model.card, slices, scores, kind, "alone")]
+    if model.card.slices is not None:
+        smooth = scores.copy()
+        stacks = np.array([one.stack.id for one in slices])
+        for name in dict.fromkeys(stacks):
+            smooth[stacks == name] = gaussian_filter1d(scores[stacks == name], NEIGHBOURS_SIGMA, axis=0)
+        found.append(_predictions(model.card, slices, smooth, kind, "neighbours"))
+    return pd.concat(found, ignore_index=True)
+
+
+def _predictions(
+    card: Card, slices: Sequence[LabelledSlice], scores: np.ndarray, kind: str, reading: str
+) -> pd.DataFrame:
     shares = softmax(scores, axis=1)
-    classes = model.card.classes
+    classes = card.classes
     lines = [
         {
             "stack": one.stack.id,
@@ -181,6 +243,7 @@ def predictions(model: Model, slices: Sequence[LabelledSlice], *, kind: str, com
             "predicted": classes[int(share.argmax())],
             "probability": float(share.max()),
             "kind": kind,
+            "reading": reading,
         }
         for one, share in zip(slices, shares, strict=True)
     ]
