@@ -207,6 +207,29 @@ def test_the_tables_of_the_results_page_are_those_of_the_scores() -> None:
         assert sentence in page
 
 
+def test_the_tables_of_the_network_that_explains_itself_are_those_of_its_scores() -> None:
+    folder = ROOT / "docs" / "results"
+    ours, theirs = (pd.read_csv(folder / f"hemispheres{name}-scores.tsv", sep="\t") for name in ("-gp", ""))
+    _, section = (folder / "hemispheres.md").read_text(encoding="utf-8").split("## A network that explains itself\n")
+    assert markdown(ours) in section
+    for sentence in sentences(ours, "heat-map/otsu"):
+        assert sentence in section
+    # Beside it stand rows of the other network, from the tables above.
+    lines = re.findall(
+        r"^\| (\S+) \| (this one|ResNet-10|none) \| (\w+) \| ([^|]+) \| ([^|]*) \|$", section, re.MULTILINE
+    )
+    assert {"heat-map/otsu", "relevance-map/blank/otsu", "grad-cam/act/otsu", "intensity/flair"} <= {
+        x[0] for x in lines
+    }
+    for row, network, kind, *figures in lines:
+        scores = ours if network == "this one" else theirs
+        scores = scores[(scores["row"] == row) & (scores["metric"] == "dice") & (scores["kind"] == kind)]
+        for table, figure in zip(("halves", "scans"), figures, strict=True):
+            found = scores[scores["table"] == table]
+            measured = [f"{line.value:.2f} [{line.low:.2f}, {line.high:.2f}]" for line in found.itertuples()]
+            assert measured == ([figure.strip()] if figure.strip() else []), (row, table)
+
+
 def test_the_tables_of_the_page_on_finishes_are_those_of_the_scores() -> None:
     folder = ROOT / "docs" / "results"
     scores = pd.read_csv(folder / "refinement-scores.tsv", sep="\t")
