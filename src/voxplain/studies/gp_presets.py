@@ -135,8 +135,8 @@ def preset(network: str, dataset: str, size: str) -> Preset:
     if size == "small":
         arguments |= dict(_SMALL[network]) | ({} if network in OPAQUE else {"pooling": _POOLING[dataset]})
         arguments |= _WIDTHS[dataset] if network == "gp-unet" else {}
-        rates = {"learning_rate": 3e-3} if dataset == "cheng" else {"learning_rate": 2e-3, "weight_decay": 5e-2}
-        settings = dataclasses.replace(settings, epochs=epochs, patience=epochs, **rates)
+        rate, decay = (3e-3, 1e-2) if dataset == "cheng" else (2e-3, 5e-2)
+        settings = dataclasses.replace(settings, epochs=epochs, patience=epochs, learning_rate=rate, weight_decay=decay)
     elif size == "small-paper-recipe":
         arguments |= _SMALL_AS_PAPER[network]
         settings = dataclasses.replace(settings, epochs=epochs, patience=epochs, precision="bfloat16")
