@@ -171,6 +171,7 @@ def test_networks_of_other_slices_are_refused(half_card) -> None:
         for size in ("small", "quick", "paper"):
             check_card(preset("gp-unet", dataset, size).card, dataset)
     check_card(CARDS["brats-slices"], "brats-grade-slices")
+    coronal = dataclasses.replace(CARDS["brats-slices"], slices="coronal", orientation=None)
     for card, dataset, words in (
         (half_card(), "brats-slices", "brats-slices is judged slice by slice, and .* reads volumes; give a 2D network"),
         (CARDS["cheng"], "brats-slices", "slices that are no part of a volume; .* card says slices: axial"),

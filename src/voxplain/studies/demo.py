@@ -117,8 +117,8 @@ def _say(why: Explanation, card: Card, truth: Labels, console: Console) -> None:
         right = sum(bool(truth.data[region.slices].any()) for region in called)
         there = sum(bool(truth.data[region.slices].any()) for region in why.regions)
         console.print(
-            f"{len(called)} of {len(why.regions)} {card.slices} slices are called tumour; {right} of them hold some, as "
-            f"do {there} in all",
+            f"{len(called)} of {len(why.regions)} {card.slices} slices are called tumour; {right} of them hold some, "
+            f"as do {there} in all",
             highlight=False,
             soft_wrap=True,
         )
