@@ -117,7 +117,7 @@ def study_gp(
     from voxplain.studies.gp_presets import NETWORKS
 
     networks = tuple(network or NETWORKS)
-    by_default = networks if preset == "paper" else ("gp-unet",)
+    by_default = networks if preset == "paper" else tuple(name for name in networks if name == "gp-unet")
     gp.study(
         dataset,
         data,

@@ -21,7 +21,7 @@ from voxplain.io.atomic import output_folder, read_json, write_json, writing
 from voxplain.io.bundle import load_model
 from voxplain.model import Model
 from voxplain.networks.self_explaining import SelfExplaining
-from voxplain.studies.gp_data import Parts, Stack, folds, stacks
+from voxplain.studies.gp_data import Parts, Stack, check_card, folds, stacks
 from voxplain.studies.gp_pictures import confusions, histograms, maps_of_slice, post_hoc
 from voxplain.studies.gp_posthoc import compare, summary_rows
 from voxplain.studies.gp_presets import NETWORKS, preset
@@ -61,7 +61,10 @@ def evaluate(
         InputError: nothing there, or a network that does not read these slices.
     """
     every = stacks(dataset, root)
-    unseen = [one for one in every if one.id not in model.card.training_ids]
+    check_card(model.card, dataset)
+    # Another slice of a patient whom the network has seen is seen as well.
+    known = {one.group for one in every if one.id in model.card.training_ids}
+    unseen = [one for one in every if one.group not in known]
     kind, scored = ("deployable", unseen) if unseen else ("seen", every)
     if unseen and len(unseen) < len(every):
         console.print(f"{len(every) - len(unseen)} of {len(every)} scans were seen in training and are left out")
@@ -141,6 +144,10 @@ def study(
     """
     for network in (*networks, *rotated):
         preset(network, dataset, size)
+    if strange := [network for network in rotated if network not in networks]:
+        raise InputError(
+            f"{strange[0]} cannot learn every fold, for the study is of {', '.join(networks)}; name it too"
+        )
     output_folder(out)
     every = stacks(dataset, root)
     parts = folds(dataset, every, seed)
@@ -204,7 +211,8 @@ def _scored(
     for lines, path in zip((classified, shown), kept, strict=True):
         _write(lines, path)
     write_json({"identity": identity}, folder / "scored.json")
-    return classified, shown
+    # Read back, so that a study that was stopped comes to the same digits.
+    return _read(kept[0]), _read(kept[1])
 
 
 def _post_hoc(
@@ -223,17 +231,16 @@ def _post_hoc(
         post_hoc(its, folder / f"{name.replace(' ', '-')}-post-hoc.png")
     _write(lines, out / "post-hoc.tsv")
     write_json({"identity": identity}, out / "post-hoc.json")
-    return lines
+    return _read(out / "post-hoc.tsv")
 
 
 def _plain(some: Sequence[Stack], card: Any, path: Path, seed: int, compute: Compute) -> pd.DataFrame:
-    if path.is_file():
-        found = _read(path)
-        if set(found["stack"]) <= {one.id for one in some}:
-            return found
-    found = plain_localisation(some, card, seed=seed, compute=compute)
-    _write(found, path)
-    return found
+    identity = json.dumps([[one.id for one in some], card.spacing, card.shape, seed])
+    record = path.with_name(path.name.replace(".tsv.gz", ".json"))
+    if (read_json(record) or {}).get("identity") != identity:
+        _write(plain_localisation(some, card, seed=seed, compute=compute), path)
+        write_json({"identity": identity}, record)
+    return _read(path)
 
 
 def _named(classified: pd.DataFrame, network: str) -> pd.DataFrame:

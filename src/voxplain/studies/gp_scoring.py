@@ -105,19 +105,20 @@ def with_chosen_offsets(test: pd.DataFrame, validation: pd.DataFrame) -> pd.Data
     """The lines of one fold with one row per way of choosing the offset instead of one per offset.
 
     0 is deployable; the one with the highest median Dice on the validation slices is "validation-masks", on the test
-    slices themselves "oracle". Of equal medians the smallest offset is taken.
+    slices themselves "oracle" ("seen" where the network has seen them). Of equal medians the smallest offset is taken.
     """
     kept = test[~test.row.str.startswith(OFFSET_ROW)]
     if kept.empty or not test.row.str.startswith(OFFSET_ROW).any():
         return test
     found = [kept]
+    seen = bool((test.kind == "seen").any())
     for kind, judged in (("validation-masks", validation), ("oracle", test)):
         medians = [_median(judged, f"{OFFSET_ROW}={offset:g}") for offset in OFFSETS]
         if np.isnan(medians).all():
             continue
         best = OFFSETS[int(np.nanargmax(medians))]
         chosen = test[test.row == f"{OFFSET_ROW}={best:g}"].copy()
-        chosen["row"], chosen["kind"], chosen["offset"] = OFFSET_ROW, kind, best
+        chosen["row"], chosen["kind"], chosen["offset"] = OFFSET_ROW, "seen" if seen else kind, best
         found.append(chosen)
     return pd.concat(found, ignore_index=True)
 
@@ -208,7 +209,8 @@ def _line(row: str, kind: str, mask: np.ndarray, truth: np.ndarray, pixel: float
         "row": row,
         "kind": kind,
         "dice": dice(mask, truth) if truth.any() else np.nan,
-        "area": float(np.count_nonzero(mask)) * pixel,
+        # A slice of a coarser network stands for several of the scan.
+        "area": float(np.count_nonzero(mask)) * pixel / mask.shape[2],
     }
 
 
