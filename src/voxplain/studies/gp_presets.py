@@ -134,7 +134,7 @@ def preset(network: str, dataset: str, size: str) -> Preset:
     epochs = _EPOCHS[dataset][network]
     if size == "small":
         arguments |= dict(_SMALL[network]) | ({} if network in OPAQUE else {"pooling": _POOLING[dataset]})
-        arguments |= _WIDTHS[dataset] if network == "gp-unet" else {}
+        arguments |= dict(_WIDTHS[dataset]) if network == "gp-unet" else {}
         rate, decay = (3e-3, 1e-2) if dataset == "cheng" else (2e-3, 5e-2)
         settings = dataclasses.replace(settings, epochs=epochs, patience=epochs, learning_rate=rate, weight_decay=decay)
     elif size == "small-paper-recipe":
@@ -154,7 +154,7 @@ def preset(network: str, dataset: str, size: str) -> Preset:
 
 
 # Kinds of tumour ask for a view of the whole head; whether there is one shows in its neighbourhood.
-_WIDTHS = {
+_WIDTHS: Mapping[str, Mapping[str, Any]] = {
     "cheng": {"width": 24, "levels": 4},
     "brats-slices": {"width": 32, "levels": 3, "dropout": 0.2},
     "brats-grade-slices": {"width": 32, "levels": 3, "dropout": 0.2},
