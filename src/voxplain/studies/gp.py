@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -36,6 +37,8 @@ from voxplain.studies.gp_training import Store, train_network
 
 # So many test scans are explained by post-hoc methods as well.
 _EXPLAINED = 12
+# Maps of so many test scans at most are scored: images take most of a second each, for six ways to make a mask.
+_SHOWN = 200
 # So many validation scans at most choose the offset.
 _CHOOSING = 150
 _QUICK_STACKS = {"cheng": 6, "brats-slices": 1, "brats-grade-slices": 1}
@@ -177,7 +180,11 @@ def study(
     tested = sorted({index for one in lines for index in one.fold}) if lines else [0]
     for index in tested:
         part = _quick(parts[index], dataset) if size == "quick" else parts[index]
-        lines.append(_plain(part[2], card, out / f"plain{index}.tsv.gz", seed, compute).assign(network="", fold=index))
+        lines.append(
+            _plain(_thinned(part[2], _SHOWN), card, out / f"plain{index}.tsv.gz", seed, compute).assign(
+                network="", fold=index
+            )
+        )
     all_slices, all_lines = (pd.concat(some, ignore_index=True) for some in (slices, lines))
     post = _post_hoc(networks, parts[0][2], out, 2 if size == "quick" else _EXPLAINED, seed, compute)
     summary = summed_up(all_slices, all_lines, card, seed=seed, more=summary_rows(post, seed=seed))
@@ -206,7 +213,8 @@ def _scored(
         chosen = localisation(
             model, choosing, kind="deployable", offsets_only=True, seed=seed, compute=compute, title=f"{title}: offset"
         )
-        found = localisation(model, part[2], kind="deployable", seed=seed, compute=compute, title=f"{title}: maps")
+        tested = _thinned(part[2], _SHOWN)
+        found = localisation(model, tested, kind="deployable", seed=seed, compute=compute, title=f"{title}: maps")
         shown = with_chosen_offsets(found, chosen)
     for lines, path in zip((classified, shown), kept, strict=True):
         _write(lines, path)
@@ -245,7 +253,7 @@ def _plain(some: Sequence[Stack], card: Any, path: Path, seed: int, compute: Com
 
 def _named(classified: pd.DataFrame, network: str) -> pd.DataFrame:
     """The lines with the network's name, and how slices were read where not by themselves."""
-    suffix = classified.reading.map({"alone": "", "neighbours": ", neighbours"})
+    suffix = classified.reading.map({"alone": "", "mirrored": ", mirrored", "neighbours": ", neighbours"})
     return classified.assign(network=network + suffix)
 
 
@@ -258,8 +266,8 @@ def _quick(part: Parts, dataset: str) -> Parts:
 
 def _thinned(some: Sequence[Stack], count: int) -> list[Stack]:
     """At most `count` scans, at even steps."""
-    step = max(1, -(-len(some) // count))
-    return list(some[::step])
+    kept = np.unique(np.linspace(0, len(some) - 1, min(count, len(some))).round().astype(int))
+    return [some[index] for index in kept]
 
 
 def _write(lines: pd.DataFrame, path: Path) -> None:

@@ -217,11 +217,14 @@ def _line(row: str, kind: str, mask: np.ndarray, truth: np.ndarray, pixel: float
 def predictions(model: Model, slices: Sequence[LabelledSlice], *, kind: str, compute: Compute) -> pd.DataFrame:
     """What the network says of each slice: columns stack, group, slice, label, predicted, probability, kind, reading.
 
-    `reading` is "alone", or "neighbours" for the slices of volumes: scores smoothed over neighbouring slices (Gaussian
-    of 1.5 slices), because a tumour does not end and begin again from slice to slice.
+    `reading` is "alone"; "mirrored": the mean score of the slice and its mirror images along both axes; or, for the
+    slices of volumes, "neighbours": scores smoothed over neighbouring slices (Gaussian of 1.5 slices), because a tumour
+    does not end and begin again from slice to slice.
     """
     scores = scores_of(model, slices, compute)
     found = [_predictions(model.card, slices, scores, kind, "alone")]
+    views = [scores, *(scores_of(model, slices, compute, mirrored=axes) for axes in ((1,), (2,), (1, 2)))]
+    found.append(_predictions(model.card, slices, np.mean(views, axis=0), kind, "mirrored"))
     if model.card.slices is not None:
         smooth = scores.copy()
         stacks = np.array([one.stack.id for one in slices])

@@ -133,13 +133,16 @@ def train_network(
     return metrics
 
 
-def scores_of(model: Model, slices: Sequence[LabelledSlice], compute: Compute) -> np.ndarray:
-    """The network's raw scores of each slice, (N, classes)."""
+def scores_of(
+    model: Model, slices: Sequence[LabelledSlice], compute: Compute, *, mirrored: tuple[int, ...] = ()
+) -> np.ndarray:
+    """The network's raw scores of each slice (C, X, Y), mirrored along some axes, (N, classes)."""
     device = compute.torch_device
     network = model.network.to(device).eval()
     found = []
     with compute.running(), torch.inference_mode():
         for start in range(0, len(slices), _AT_A_TIME):
-            images = np.stack([one.image for one in slices[start : start + _AT_A_TIME]]).astype(np.float32)
+            images = np.stack([np.flip(one.image, mirrored) for one in slices[start : start + _AT_A_TIME]])
+            images = images.astype(np.float32)
             found.append(network(torch.from_numpy(images).to(device)).float().cpu().numpy())
     return np.concatenate(found) if found else np.zeros((0, len(model.card.classes)))
