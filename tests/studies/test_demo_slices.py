@@ -14,32 +14,29 @@ import voxplain as vx
 from voxplain import cli
 from voxplain.io.bundle import save_model, shipped_models
 from voxplain.metrics.overlap import dice
-from voxplain.networks.self_explaining import SelfExplaining
+from voxplain.networks.gp_unet import GPUNet
 from voxplain.results import read_results
 from voxplain.studies.demo import run_demo
 
 
-class BrightPlaces(SelfExplaining):
-    """A stand-in that needs no training: what is bright on FLAIR and T2, averaged over a few pixels, is tumour."""
-
-    def __init__(self) -> None:
-        super().__init__(1, 2, spatial_dims=2, pooling="top:0.01")
-        with torch.no_grad():
-            self.head.weight[:] = torch.tensor([0.0, 4.0]).reshape(2, 1, 1, 1)
-            self.head.bias[:] = torch.tensor([0.0, -7.0])  # type: ignore[index]
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(x[:, :1].clamp(min=0), 5, 1, 2)
-
-
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A network that needs no training: what is bright on FLAIR over a few pixels is tumour."""
+    arguments = {"in_channels": 4, "classes": 2, "width": 1, "levels": 1, "pooling": "top:0.01"}
+    network = GPUNet(**arguments)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.zero_()
+        for convolution in (network.down[0][0], network.down[0][3]):
+            convolution.weight[:, 0] = 1 / 9
+        network.head.weight[1] = 4
+        network.head.bias[1] = -7
     card = vx.Card(
         name="stand-in", channels=("flair", "t1", "t1ce", "t2"), classes=("tumour-free", "tumour"),
         absent=("tumour-free",), activation="softmax", spatial_dims=2, slices="axial", orientation="LPS",
-        normalisation="z-score", skull_stripped=True, factory=f"{__name__}:BrightPlaces",
+        normalisation="z-score", skull_stripped=True, factory="voxplain.networks.gp_unet:GPUNet", arguments=arguments,
     )  # fmt: skip
-    return str(save_model(BrightPlaces(), card, tmp_path_factory.mktemp("stand-in") / "model"))
+    return str(save_model(network, card, tmp_path_factory.mktemp("stand-in") / "model"))
 
 
 def ran(out: Path, model: str | None) -> str:

@@ -175,11 +175,7 @@ def test_networks_of_other_slices_are_refused(half_card) -> None:
     for card, dataset, words in (
         (half_card(), "brats-slices", "brats-slices is judged slice by slice, and .* reads volumes; give a 2D network"),
         (CARDS["cheng"], "brats-slices", "slices that are no part of a volume; .* card says slices: axial"),
-        (
-            dataclasses.replace(CARDS["brats-slices"], slices="coronal", orientation=None),
-            "brats-slices",
-            "reads slices that are coronal",
-        ),
+        (coronal, "brats-slices", "reads slices that are coronal"),
         (CARDS["brats-grade-slices"], "brats-slices", "are tumour-free, tumour; .* tells apart tumour-free, LGG, HGG"),
         (CARDS["brats-slices"], "cheng", "the slices of cheng are meningioma, glioma, pituitary"),
     ):

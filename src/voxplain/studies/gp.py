@@ -175,9 +175,11 @@ def study(
             model = load_model(folder)
             classified, shown = _scored(model, part, folder, store, seed, compute, f"{network}, fold {index}")
             slices.append(_named(classified, network).assign(fold=index))
-            lines.append(shown.assign(network=network, fold=index))
+            # A table without lines has columns of no type, which would spread to all of them.
+            if len(shown):
+                lines.append(shown.assign(network=network, fold=index))
     card = preset(networks[0], dataset, size).card
-    tested = sorted({index for one in lines for index in one.fold}) if lines else [0]
+    tested = sorted({index for one in slices for index in one.fold})
     for index in tested:
         part = _quick(parts[index], dataset) if size == "quick" else parts[index]
         lines.append(
