@@ -176,3 +176,13 @@ def test_broken_tables_and_files(run, made_cheng: Path, tmp_path: Path) -> None:
     (tmp_path / "mat").mkdir()
     (tmp_path / "mat" / "1.mat").write_bytes(np.random.default_rng(0).bytes(3000))
     refused(run, "1.mat: truncated, or not a MATLAB file of version 7.3", *given[:7], tmp_path / "mat", *given[8:])
+
+
+@pytest.mark.timeout(600)
+def test_the_study_of_volumes(run, made_patients: Path, tmp_path: Path) -> None:
+    study(run, made_patients, tmp_path, "--network", "gp-unet", dataset="brats-slices")
+    scores = pd.read_csv(tmp_path / "scores.tsv", sep="\t")
+    rows = set(scores["row"])
+    assert {"gp-unet", "gp-unet, neighbours", "gp-unet/heat-map/otsu", "intensity/flair"} <= rows
+    assert "accuracy, tumour slices" in set(scores["metric"])
+    assert (tmp_path / "dice.png").is_file()
