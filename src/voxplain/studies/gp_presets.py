@@ -156,14 +156,15 @@ def preset(network: str, dataset: str, size: str) -> Preset:
 # Kinds of tumour ask for a view of the whole head; whether there is one shows in its neighbourhood.
 _WIDTHS: Mapping[str, Mapping[str, Any]] = {
     "cheng": {"width": 24, "levels": 4},
-    "brats-slices": {"width": 32, "levels": 3, "dropout": 0.2},
-    "brats-grade-slices": {"width": 32, "levels": 3, "dropout": 0.2},
+    "brats-slices": {"width": 32, "levels": 3},
+    "brats-grade-slices": {"width": 32, "levels": 3},
 }
 _POOLING = {"cheng": "top:0.02", "brats-slices": "top:0.03", "brats-grade-slices": "top:0.03"}
 # What two cores can do: gp-unet, which is rotated over the folds, learns longest.
 _EPOCHS = {
     "cheng": {"gp-unet": 24, "gp-reconresnet": 5, "gp-shuffleunet": 5, "inception-v3": 15, "resnext50": 15},
-    "brats-slices": {"gp-unet": 16, "gp-reconresnet": 4, "gp-shuffleunet": 4, "inception-v3": 8, "resnext50": 8},
+    # Longer trainings classify a little better and show a smaller part of the tumour: 16 epochs 0.88 and Dice 0.41.
+    "brats-slices": {"gp-unet": 8, "gp-reconresnet": 4, "gp-shuffleunet": 4, "inception-v3": 8, "resnext50": 8},
 }
 _EPOCHS["brats-grade-slices"] = _EPOCHS["brats-slices"]
 # 512 x 512 for Cheng, 240 x 240 for BraTS; the epochs on Cheng are not stated.
