@@ -7,7 +7,8 @@ is kept, so that a stopped study goes on where it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.studies.gp_data import Parts, Stack, check_card, folds, stacks
 from voxplain.studies.gp_pictures import confusions, histograms, maps_of_slice, post_hoc
 from voxplain.studies.gp_posthoc import compare, summary_rows
-from voxplain.studies.gp_presets import NETWORKS, preset
+from voxplain.studies.gp_presets import NETWORKS, VARIANTS, preset
 from voxplain.studies.gp_results import summed_up, write_tables
 from voxplain.studies.gp_scoring import (
     localisation,
@@ -134,13 +135,16 @@ def study(
     size: str,
     networks: Sequence[str] = NETWORKS,
     rotated: Sequence[str] = ("gp-unet",),
+    turns: Sequence[int] | None = None,
+    ablation: bool = False,
     seed: int = 0,
     compute: Compute,
     console: Console,
 ) -> pd.DataFrame:
     """Train, classify, explain, score: `slices.tsv`, `cases.tsv`, `scores.tsv` and `tables.md` in `out`.
 
-    `rotated` networks learn every fold, the others the first one.
+    `rotated` networks learn every fold, or those of `turns`, the others the first of them. `ablation` trains gp-unet
+    there once more for every one of `VARIANTS`.
 
     Raises:
         InputError: nothing there, no such network or preset, or a folder with another study.
@@ -154,30 +158,39 @@ def study(
     output_folder(out)
     every = stacks(dataset, root)
     parts = folds(dataset, every, seed)
+    if strange := [str(index) for index in turns or () if not 0 <= index < len(parts)]:
+        raise InputError(f"fold is one of 0 to {len(parts) - 1}; got {', '.join(strange)}")
+    turned = list(turns) if turns else list(range(len(parts)))
+    runs: list[tuple[str, str, int, Mapping[str, Mapping[str, Any]]]] = [
+        (network, network, index, {})
+        for network in networks
+        for index in (turned if network in rotated else turned[:1])
+    ]
+    if ablation:
+        runs += [(f"{network}, {name}", network, turned[0], changes) for network, name, changes in VARIANTS]
     store = Store()
     slices, lines = [], []
-    for network in networks:
-        for index in range(len(parts)) if network in rotated else [0]:
-            part = _quick(parts[index], dataset) if size == "quick" else parts[index]
-            folder = out / network / f"fold{index}"
-            train_network(
-                part[0],
-                part[1],
-                folder,
-                network=network,
-                dataset=dataset,
-                size=size,
-                store=store,
-                seed=seed,
-                compute=compute,
-                title=f"{network}, fold {index}",
-            )
-            model = load_model(folder)
-            classified, shown = _scored(model, part, folder, store, seed, compute, f"{network}, fold {index}")
-            slices.append(_named(classified, network).assign(fold=index))
-            # A table without lines has columns of no type, which would spread to all of them.
-            if len(shown):
-                lines.append(shown.assign(network=network, fold=index))
+    for name, network, index, changes in runs:
+        part = _quick(parts[index], dataset) if size == "quick" else parts[index]
+        folder = out / re.sub("[^a-z0-9]+", "-", name) / f"fold{index}"
+        train_network(
+            part[0],
+            part[1],
+            folder,
+            network=network,
+            dataset=dataset,
+            size=size,
+            store=store,
+            seed=seed,
+            compute=compute,
+            title=f"{name}, fold {index}",
+            changes=changes,
+        )
+        classified, shown = _scored(load_model(folder), part, folder, store, seed, compute, f"{name}, fold {index}")
+        slices.append(_named(classified, name).assign(fold=index))
+        # A table without lines has columns of no type, which would spread to all of them.
+        if len(shown):
+            lines.append(shown.assign(network=name, fold=index))
     card = preset(networks[0], dataset, size).card
     tested = sorted({index for one in slices for index in one.fold})
     for index in tested:
@@ -188,11 +201,12 @@ def study(
             )
         )
     all_slices, all_lines = (pd.concat(some, ignore_index=True) for some in (slices, lines))
-    post = _post_hoc(networks, parts[0][2], out, 2 if size == "quick" else _EXPLAINED, seed, compute)
+    post = _post_hoc(networks, turned[0], parts[turned[0]][2], out, 2 if size == "quick" else _EXPLAINED, seed, compute)
     summary = summed_up(all_slices, all_lines, card, seed=seed, more=summary_rows(post, seed=seed))
     histograms(all_lines, out / "dice.png")
     confusions(all_slices, card.classes, out / "confusion.png")
     facts = {"dataset": dataset, "preset": size, "seed": seed, "networks": list(networks), "rotated": list(rotated)}
+    facts |= {"folds": turned, "ablation": ablation}
     write_tables(summary, out, dataset=dataset, facts=facts | {"versions": versions()})
     _write(all_slices, out / "slices.tsv")
     _write(all_lines, out / "cases.tsv")
@@ -226,10 +240,10 @@ def _scored(
 
 
 def _post_hoc(
-    networks: Sequence[str], tested: Sequence[Stack], out: Path, count: int, seed: int, compute: Compute
+    networks: Sequence[str], fold: int, tested: Sequence[Stack], out: Path, count: int, seed: int, compute: Compute
 ) -> pd.DataFrame:
-    """Post-hoc maps of a few test slices of the first fold, with pictures; kept."""
-    models = {network: load_model(out / network / "fold0") for network in networks}
+    """Post-hoc maps of a few test slices of a fold, with pictures; kept."""
+    models = {network: load_model(out / network / f"fold{fold}") for network in networks}
     identity = json.dumps([[model.fingerprint for model in models.values()], count, seed])
     if (read_json(out / "post-hoc.json") or {}).get("identity") == identity:
         return _read(out / "post-hoc.tsv")

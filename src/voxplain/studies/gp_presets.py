@@ -109,6 +109,14 @@ CARDS["brats-grade-slices"] = dataclasses.replace(
     CARDS["brats-slices"], name="brats-grade-slices", classes=("tumour-free", "LGG", "HGG")
 )
 DATASETS = tuple(CARDS)
+# One thing changed at a time: network, what it is called in tables, and what `train_network` replaces.
+VARIANTS: tuple[tuple[str, str, Mapping[str, Mapping[str, Any]]], ...] = (
+    ("gp-unet", "max pooling", {"arguments": {"pooling": "max"}}),
+    ("gp-unet", "log-sum-exp pooling", {"arguments": {"pooling": "log-sum-exp:4"}}),
+    ("gp-unet", "top 10 %", {"arguments": {"pooling": "top:0.1"}}),
+    ("gp-unet", "positive evidence", {"arguments": {"evidence": "positive"}}),
+    ("gp-unet", "sparse evidence", {"settings": {"sparsity": 0.3}}),
+)
 PRESETS = ("small", "small-paper-recipe", "paper", "quick")
 
 
