@@ -292,9 +292,11 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
             # Noise in the air around a head tells scanners apart, and networks find that out.
             tissue = channel > channel.max() / _DARKEST_TISSUE
             values = channel[tissue].astype(np.float64)
-            mean, spread = (values.mean(), float(values.std()) or 1.0) if len(values) else (0.0, 1.0)
-            data[index] = (np.where(tissue, channel, 0) - mean) / spread
-            background.append(float(np.float32(-mean) / np.float32(spread)))
+            # In the voxels' own precision, so that air holds exactly the background.
+            found = (values.mean(), values.std() or 1) if len(values) else (0, 1)
+            middle, deviation = (np.float32(value) for value in found)
+            data[index] = (np.where(tissue, channel, np.float32(0)) - middle) / deviation
+            background.append(float(-middle / deviation))
         else:
             low, high = float(channel.min()), float(channel.max())
             spread = (high - low) or 1.0

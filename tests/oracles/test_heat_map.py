@@ -122,3 +122,24 @@ def test_maps_that_are_not_what_they_promise_are_refused(kind: type[GPUNet], sai
     model, scan, _ = world()
     with pytest.raises(vx.InputError, match=said), warnings.catch_warnings():
         vx.HeatMap()(vx.Model(kind(2, 3, width=4).eval(), model.card), scan, compute=CPU)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_mirrored_heat_map_is_the_mean_over_mirror_images(dims: int) -> None:
+    model, scan, inputs = world(dims=dims)
+    why = vx.HeatMap(mirrored=True)(model, scan, target=vx.ClassScore("low"), compute=CPU)
+    expected = np.zeros(scan.grid.shape)
+    for flips in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+        turned = inputs.numpy()[:, :, :: flips[0], :: flips[1]].copy()
+        with torch.no_grad():
+            found = model.network.heat_map(torch.from_numpy(turned))[0, 1].numpy()
+        expected += found[:: flips[0], :: flips[1]].reshape(scan.grid.shape) / 4
+    np.testing.assert_allclose(why.total, expected, atol=1e-5)
+    mirror = vx.Scan(scan.data[:, ::-1], scan.grid, scan.channels)
+    again = vx.HeatMap(mirrored=True)(model, mirror, target=vx.ClassScore("low"), compute=CPU)
+    np.testing.assert_allclose(again.total[::-1], why.total, atol=1e-5)
+
+
+def test_contributions_are_not_mirrored() -> None:
+    with pytest.raises(vx.InputError, match="mirrored is for show=heat-map"):
+        vx.HeatMap(show="contributions", mirrored=True)

@@ -103,10 +103,15 @@ def train(
     seed: int = 0,
     compute: Compute,
 ) -> dict[str, Any]:
-    """Train one network into `out`: on the training part of a fold, or on all scans where `fold` is None."""
+    """Train one network into `out`: on the training part of a fold, or for as many steps on all scans (`fold` None)."""
+    chosen = preset(network, dataset, size)
     every = stacks(dataset, root)
-    training, validation = every, list[Stack]()
-    if fold is not None:
+    training, validation, changes = every, list[Stack](), {}
+    if fold is None:
+        # As many steps as on the training part of a fold, which has about half of all scans.
+        epochs = -(-chosen.settings.epochs // 2)
+        changes = {"settings": {"epochs": epochs, "patience": epochs}}
+    else:
         parts = folds(dataset, every, seed)
         if not 0 <= fold < len(parts):
             raise InputError(f"fold is one of 0 to {len(parts) - 1}; got {fold}")
@@ -124,6 +129,7 @@ def train(
         seed=seed,
         compute=compute,
         title=network,
+        changes=changes,
     )
 
 
