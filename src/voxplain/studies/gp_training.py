@@ -14,12 +14,13 @@ import torch
 
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.io.atomic import output_folder, read_json
-from voxplain.io.bundle import save_model
+from voxplain.io.atomic import output_folder, read_json, write_text
+from voxplain.io.bundle import load_model, save_model
 from voxplain.model import Card, Model
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.gp_data import LabelledSlice, Stack, check_classes, read_slices
 from voxplain.studies.gp_presets import preset
+from voxplain.studies.model_page import slices_page
 from voxplain.training import finish, train
 
 _DATA = {
@@ -128,6 +129,7 @@ def train_network(
     }
     description = f"Learnt from one label per slice, no voxel labels. Data: {_DATA[dataset]}. {_LIMITS}"
     save_model(built, dataclasses.replace(card, description=description, training=facts), folder, half_precision=True)
+    write_text(slices_page(load_model(folder).card), folder / "README.md")
     metrics = {"identity": identity, **dataclasses.asdict(result), **facts}
     finish(folder, metrics)
     return metrics
