@@ -29,6 +29,7 @@ from voxplain.studies.gp_posthoc import compare, summary_rows
 from voxplain.studies.gp_presets import NETWORKS, VARIANTS, preset
 from voxplain.studies.gp_results import summed_up, write_tables
 from voxplain.studies.gp_scoring import (
+    RULES,
     localisation,
     plain_localisation,
     predictions,
@@ -225,7 +226,7 @@ def _scored(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The lines of one network on the test scans of its fold; kept beside its weights."""
     kept = folder / "classified.tsv.gz", folder / "localised.tsv.gz"
-    identity = json.dumps([model.fingerprint, [one.id for one in part[2]], seed])
+    identity = json.dumps([model.fingerprint, [one.id for one in part[2]], seed, *RULES])
     if (read_json(folder / "scored.json") or {}).get("identity") == identity:
         return _read(kept[0]), _read(kept[1])
     classified = predictions(model, store.slices(part[2], model.card, compute), kind="deployable", compute=compute)

@@ -37,6 +37,14 @@ OFFSET_ROW = "heat-map/multi-otsu-offset"
 # Of the Gaussian over neighbouring slices, in slices.
 NEIGHBOURS_SIGMA = 1.5
 _CHANCE_MM = 8.0
+# Past the paper; borders by intensities begin from the last one.
+_OURS = {
+    "heat-map, mirrored": HeatMap(mirrored=True),
+    "log-odds": HeatMap(show="log-odds"),
+    "log-odds, mirrored": HeatMap(show="log-odds", mirrored=True),
+}
+# What a table of kept lines must agree in.
+RULES = (*_OURS, *map(str, OFFSETS))
 
 
 def localisation(
@@ -67,10 +75,11 @@ def localisation(
         masks: dict[str, np.ndarray] = {}
         if not offsets_only:
             added = HeatMap(show="contributions")(model, scan, target=target, seed=seed, compute=quiet)
-            mirrored = HeatMap(mirrored=True)(model, scan, target=target, seed=seed, compute=quiet)
             masks = _masks(why, added, foreground)
-            masks["heat-map/otsu, mirrored"] = segment.otsu(mirrored, mask=foreground).data > 0
-            masks |= _refined(why, scan, seed)
+            for name, method in _OURS.items():
+                found = method(model, scan, target=target, seed=seed, compute=quiet)
+                masks[f"{name}/otsu"] = segment.otsu(found, mask=foreground).data > 0
+            masks |= _refined(found, scan, seed)
             if isinstance(target, ClassScore):
                 masks["heat-map/otsu, neighbours"] = _with_neighbours(why, foreground)
         for region in why.regions:
@@ -153,7 +162,7 @@ def _refined(why: Explanation, scan: Scan, seed: int) -> dict[str, np.ndarray]:
     chance = np.maximum(chance - np.percentile(inside, 75), 0)
     random = dataclasses.replace(why, map=chance[None], parts=None, scores=None)
     return {
-        "heat-map/mixture": refine.mixture(why, scan).data > 0,
+        "log-odds, mirrored/mixture": refine.mixture(why, scan).data > 0,
         "random-map/mixture": refine.mixture(random, scan).data > 0,
     }
 
