@@ -170,7 +170,7 @@ _WIDTHS: Mapping[str, Mapping[str, Any]] = {
 _POOLING = {"cheng": "top:0.02", "brats-slices": "top:0.03", "brats-grade-slices": "top:0.03"}
 # What two cores can do: gp-unet, which is rotated over the folds, learns longest.
 _EPOCHS = {
-    "cheng": {"gp-unet": 20, "gp-reconresnet": 5, "gp-shuffleunet": 5, "inception-v3": 15, "resnext50": 15},
+    "cheng": {"gp-unet": 20, "gp-reconresnet": 3, "gp-shuffleunet": 3, "inception-v3": 6, "resnext50": 6},
     # Longer trainings classify a little better and show a smaller part of the tumour.
     "brats-slices": {"gp-unet": 8, "gp-reconresnet": 4, "gp-shuffleunet": 4, "inception-v3": 8, "resnext50": 8},
 }
