@@ -36,13 +36,14 @@ def test_the_study_of_images_and_going_on(run, made_cheng: Path, tmp_path: Path,
     assert {"gp-unet/heat-map/otsu", "intensity/otsu", "centre-disc", "random-map"} <= set(scores["row"])
     assert set(scores["kind"]) <= {"deployable", "validation-masks", "oracle", "plain"}
     slices = pd.read_csv(out / "slices.tsv", sep="\t", dtype={"stack": str})
-    assert slices.groupby("network").size().to_dict() == {"gp-unet": 3, "resnext50": 3}
+    readings = {f"{name}{how}": 3 for name in ("gp-unet", "resnext50") for how in ("", ", mirrored")}
+    assert slices.groupby("network").size().to_dict() == readings
     assert set(slices["stack"]) == {"0001", "0002", "0003"}  # the first fold tests
     for network in ("gp-unet", "resnext50"):
         card = json.loads((out / network / "fold0" / "model.json").read_text())
         assert not set(card["training"]["ids"]) & set(slices["stack"])
         assert not set(card["training"]["validation_ids"]) & set(slices["stack"])
-    assert "| row | metric | kind |" in (out / "tables.md").read_text()
+    assert "| row | kind |" in (out / "tables.md").read_text()
     written = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".tsv", ".md", ".safetensors")}
     # Going on trains, explains and scores nothing, and comes to the same tables.
     for name in ("localisation", "plain_localisation", "predictions", "compare"):
@@ -86,7 +87,7 @@ def test_train_and_evaluate_on_volumes(run, made_patients: Path, tmp_path: Path)
     seen = {*card["training"]["ids"], *card["training"]["validation_ids"]}
     assert not set(slices["stack"]) & seen
     assert set(slices["kind"]) == {"deployable"}
-    assert set(slices["reading"]) == {"alone", "neighbours"}
+    assert set(slices["reading"]) == {"alone", "mirrored", "neighbours"}
     # All patients learnt from: every figure is of kind seen.
     code, _, error = run("train", "gp", "--network", "gp-unet", *common, "--final", "--out", tmp_path / "final")
     assert code == 0, error

@@ -108,7 +108,9 @@ def test_an_image_of_cheng(made_cheng: Path) -> None:
     assert [one.fold for one in every] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     (found,) = read_slices(every[:1], CARDS["cheng"], CPU)
     assert found.image.shape == (1, 128, 128)
-    assert (float(found.image.min()), float(found.image.max())) == (0, pytest.approx(1, abs=0.2))
+    # Normalised by tissue: what is no air has mean 0 and deviation 1 before it is resampled.
+    assert abs(float(found.image.astype(np.float32).mean())) < 1.5
+    assert float(found.image.min()) < 0 < float(found.image.max())
     assert every[0].mask().grid.matches(every[0].scan().grid)
 
 
