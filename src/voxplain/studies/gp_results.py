@@ -229,7 +229,7 @@ def markdown(summary: pd.DataFrame, dataset: str) -> str:
             beside = theirs.get((table, row, _BESIDE[table])) if paper else None
             lines.append(
                 _line(
-                    [row, kind, *cells, str(int(its.n.max())), *([f"{beside:.2f}" if beside else ""] if paper else [])]
+                    [row, kind, *cells, str(int(its.n.iloc[0])), *([f"{beside:.2f}" if beside else ""] if paper else [])]
                 )
             )
         blocks.append("\n".join(lines))
