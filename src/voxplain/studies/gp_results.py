@@ -227,11 +227,8 @@ def markdown(summary: pd.DataFrame, dataset: str) -> str:
             its = found[(found.row == row) & (found.kind == kind)].set_index("metric")
             cells = [_cell(its.loc[metric], table) if metric in its.index else "" for metric in metrics]
             beside = theirs.get((table, row, _BESIDE[table])) if paper else None
-            lines.append(
-                _line(
-                    [row, kind, *cells, str(int(its.n.iloc[0])), *([f"{beside:.2f}" if beside else ""] if paper else [])]
-                )
-            )
+            last = [f"{beside:.2f}" if beside else ""] if paper else []
+            lines.append(_line([row, kind, *cells, str(int(its.n.iloc[0])), *last]))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
