@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from PIL import Image
+from scipy import ndimage
 
 from voxplain.grid import Grid
 from voxplain.io.nifti import save
@@ -21,6 +24,7 @@ from voxplain.networks.resnet import resnet
 from voxplain.scan import Scan
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
+KINDS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 
 settings.register_profile("voxplain", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("voxplain")
@@ -164,3 +168,32 @@ def write_patient() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+def write_cheng(root: Path, *, each: int = 1, folds: int = 4) -> Path:
+    """A folder as Cheng's repacked one: a head with a bright blob, whose texture says which kind it is."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    down, right = np.indices((512, 512))
+    head = (down - 256) ** 2 / 200**2 + (right - 256) ** 2 / 170**2 < 1
+    rows: list[tuple[object, ...]] = []
+    for number in range(1, 3 * folds * each + 1):
+        random = np.random.default_rng(number)
+        kind = 1 + (number - 1) % 3
+        x, y = random.integers(180, 330, 2)
+        blob = (down - y) ** 2 + (right - x) ** 2 < 30**2
+        texture = ndimage.gaussian_filter(random.normal(size=(512, 512)), 4 * kind)
+        image = np.where(head, 70 + 5 * random.normal(size=(512, 512)), 0)
+        image[blob] = 170 + 25 * texture[blob] / texture.std()
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(root / "images" / f"{number:04d}.jpg")
+        Image.fromarray(blob).save(root / "masks" / f"{number:04d}.png")
+        rows.append((number, kind, KINDS[kind], 1 + (number - 1) // 3 % folds))
+    with open(root / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("id", "label", "class_name", "fold"), *rows])
+    return root
+
+
+@pytest.fixture(scope="session")
+def made_cheng(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve made slices, one of each kind in each of four folds."""
+    return write_cheng(tmp_path_factory.mktemp("cheng") / "data")

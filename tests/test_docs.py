@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import voxplain as vx
 from voxplain.cli import app
-from voxplain.studies import relevance_results
+from voxplain.studies import gp_results, relevance_results
 from voxplain.studies.cohort_page import sentences
 from voxplain.studies.paper_tables import PAPER
 from voxplain.studies.refinement import TITLES
@@ -258,3 +258,10 @@ def test_the_tables_of_the_page_on_the_relevance_papers_are_those_of_the_scores(
         assert f"{value} [{low}, {high}]" in page, key
     moved = [found.loc[("optimal", row, "mean_abs_change"), "value"] for row in (optimal, blank)]
     assert f"{moved[0]:.4f} against {moved[1]:.4f}" in page
+
+
+@pytest.mark.parametrize("dataset", ["cheng", "brats-slices"])
+def test_the_tables_of_the_page_on_networks_that_explain_themselves_are_those_of_the_scores(dataset: str) -> None:
+    folder = ROOT / "docs" / "results"
+    scores = pd.read_csv(folder / f"gp-{dataset}-scores.tsv", sep="\t")
+    assert gp_results.markdown(scores, dataset) in (folder / "gp.md").read_text(encoding="utf-8")

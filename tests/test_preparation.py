@@ -171,7 +171,31 @@ def test_z_score_over_non_zero_voxels_of_the_whole_scan(make_head: Any, half_car
         np.testing.assert_allclose(second.input.data[index], expected[:19:-1], atol=1e-5)
 
 
-@pytest.mark.parametrize("normalisation", ["none", "min-max", "z-score"])
+def test_tissue_is_normalised_by_itself_and_air_is_one_value(half_card: MakeCard) -> None:
+    random = np.random.default_rng(5)
+    data = random.uniform(0, 7, (1, 8, 10, 6))
+    data[0, 2:6, 2:8, 1:5] = random.uniform(60, 255, (4, 6, 4))
+    data[0, 3, 3, 3] = 255
+    card = half_card(
+        channels=("t1ce",),
+        region="whole",
+        skull_stripped=False,
+        normalisation="tissue",
+        spacing=None,
+        shape=(10, 10, 6),
+    )
+    (whole,) = prepare(Scan(data, Grid((8, 10, 6), np.diag([-1.0, -1, 1, 1])), ("t1ce",)), card)
+    tissue = data[0][data[0] > 8]
+    found = whole.input.data[0][1:9]
+    inside = data[0] > 8
+    np.testing.assert_allclose(found[inside], (tissue - tissue.mean()) / tissue.std(), atol=1e-4)
+    assert set(found[~inside].tolist()) == {whole.background[0]}
+    assert whole.background[0] == pytest.approx(-tissue.mean() / tissue.std(), rel=1e-5)
+    # What was padded is air as well.
+    assert set(whole.input.data[0][[0, 9]].ravel().tolist()) == {whole.background[0]}
+
+
+@pytest.mark.parametrize("normalisation", ["none", "min-max", "z-score", "tissue"])
 def test_a_constant_sequence_stays_finite(half_card: MakeCard, normalisation: str) -> None:
     data = np.full((1, 6, 8, 6), 7.0)
     card = half_card(channels=("t2",), region="whole", skull_stripped=False, normalisation=normalisation)

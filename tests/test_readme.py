@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -47,14 +48,15 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Workplace:
-    """A folder as a reader has it: what `make demo` leaves behind, and a small cohort in BraTS layout."""
+def workplace(tmp_path_factory, made_cheng) -> Workplace:
+    """A folder as a reader has it: what `make demo` leaves behind, a small cohort in BraTS layout, and slices."""
     folder = tmp_path_factory.mktemp("reader")
     made = glioma(0)
     write_case(made.scan, made.labels, folder / "demo" / "made-scan")
     for seed in range(4):
         made = glioma(seed, side="left" if seed % 2 else "right")
         write_case(made.scan, made.labels, folder / "BraTS" / f"Made_{seed:03d}_1")
+    shutil.copytree(made_cheng, folder / "Cheng")
     return Workplace(folder)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import voxplain as vx
 from voxplain.balance import weights_of
+from voxplain.networks.gp_unet import GPUNet
 from voxplain.training import Example, Settings, _learning_rate, _loss, train
 
 CPU = vx.Compute(device="cpu", threads=1)
@@ -106,6 +107,31 @@ def test_a_step_of_several_batches_is_that_of_one(labels: list[int], loss: str, 
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=0, atol=1e-6)
     alone, _ = trained(tmp_path / "alone", labels, batch_size=2, **changes)
     assert not torch.allclose(alone.head.weight, whole.head.weight, atol=1e-4)
+
+
+def test_sparsity_adds_the_mean_positive_heat_map_also_over_several_batches(tmp_path: Path) -> None:
+    def built() -> GPUNet:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return GPUNet(2, 3, width=2, levels=2, dropout=0, pooling="top:0.5", upsampling="linear")
+
+    labels, found, losses = [*UNEVEN, 0, 0], {}, {}
+    for name, changes in {
+        "whole": {"batch_size": 8, "sparsity": 0.7},
+        "parts": {"batch_size": 2, "accumulation": 4, "sparsity": 0.7},
+        "without": {"batch_size": 14},
+        "once": {"batch_size": 14, "sparsity": 0.7},
+    }.items():
+        network, settings = built(), dataclasses.replace(CLASSES, optimiser="adam", learning_rate=1e-3, **changes)
+        result = train(network, examples(labels), [], tmp_path / name, settings=settings, seed=1, compute=CPU)
+        found[name], losses[name] = network.state_dict(), result.training_losses[0]
+    for key, value in found["whole"].items():
+        torch.testing.assert_close(found["parts"][key], value, rtol=0, atol=2e-6)
+    with torch.inference_mode():
+        maps = built().heat_map(torch.tensor(np.stack([one.load() for one in examples(labels)]))).numpy()
+    assert losses["once"] - losses["without"] == pytest.approx(0.7 * np.maximum(maps, 0).mean() * 3, rel=1e-4)
+    with pytest.raises(vx.InputError, match="sparsity is for networks that explain themselves; Linear has no heat map"):
+        trained(tmp_path / "other", UNEVEN, sparsity=0.1)
 
 
 def test_the_last_step_of_an_epoch_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def augmentation(kind: bool | str = True) -> Compose:
                     translate_range=(8, 8),
                     scale_range=(0.2, 0.2),
                     mode="bilinear",
-                    padding_mode="zeros",
+                    padding_mode="border",
                 ),
                 RandScaleIntensity(factors=0.3, prob=0.7, channel_wise=True),
                 RandStdShiftIntensity(factors=0.3, prob=0.7, nonzero=True, channel_wise=True),

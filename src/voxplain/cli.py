@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -43,6 +43,9 @@ def methods() -> None:
 @app.command()
 def demo(
     out: Out = Path("demo"),
+    kind: Annotated[
+        str, typer.Option(help="scan (halves of a head, by relevance) or slices (a 2D network that explains itself)")
+    ] = "scan",
     seed: Seed = 0,
     device: Device = "auto",
     memory: Memory = "2GB",
@@ -51,7 +54,7 @@ def demo(
     """Explain a made scan with the shipped weights: maps, masks, figures beside the known truth, and a report."""
     from voxplain.studies.demo import run_demo
 
-    run_demo(out, seed=seed, compute=compute_of(device, memory, threads), console=out_console)
+    run_demo(out, kind=kind, seed=seed, compute=compute_of(device, memory, threads), console=out_console)
 
 
 def _group(name: str, words: str) -> typer.Typer:

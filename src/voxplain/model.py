@@ -16,7 +16,7 @@ from voxplain.errors import InputError
 
 _CHOICES = {
     "activation": ("sigmoid", "softmax"),
-    "normalisation": ("none", "min-max", "z-score"),
+    "normalisation": ("none", "min-max", "z-score", "tissue"),
     "region": ("whole", "half"),
     "spatial_dims": (2, 3),
     "slices": (None, "axial", "coronal", "sagittal"),
@@ -53,8 +53,9 @@ class Card:
             slice; None takes images alone. The third axis of orientation, spacing and shape is that across the slices.
         spacing: voxel size in mm that the network was trained on; None takes the scan's own.
         orientation: axis codes such as "LPS"; None takes the scan's own.
-        normalisation: per sequence over the whole scan: "z-score" over non-zero voxels (zeros stay 0), "min-max" to
-            0-1, or "none".
+        normalisation: per sequence over the whole scan: "z-score" over non-zero voxels (zeros stay 0); "tissue", for
+            heads on a background that is dark but not 0: z-score over the voxels above 1/32 of the brightest, all
+            others count as 0; "min-max" to 0-1; or "none".
         region: "whole", or "half": both halves of the head are judged, the second one mirrored onto the first.
         shape: size in voxels to which the region is cut or padded; None takes all of it. Networks that read images
             have (X, Y, 1), and those without `slices` take an image of exactly that size.
@@ -79,7 +80,7 @@ class Card:
     slices: Literal["axial", "coronal", "sagittal"] | None = None
     spacing: tuple[float, float, float] | None = None
     orientation: str | None = None
-    normalisation: Literal["none", "min-max", "z-score"] = "none"
+    normalisation: Literal["none", "min-max", "z-score", "tissue"] = "none"
     region: Literal["whole", "half"] = "whole"
     shape: tuple[int, int, int] | None = None
     skull_stripped: bool = False

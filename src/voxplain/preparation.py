@@ -15,6 +15,8 @@ from voxplain.midplane import centre_along, checked_midplane, face_world
 from voxplain.model import SLICE_CODES, Card
 from voxplain.scan import Scan
 
+# Of the brightest voxel: darker than a share of one in so many is air.
+_DARKEST_TISSUE = 32
 # Brains measure 0.9 to 1.9 litres; a head with its skull, or a field of view without background, far more.
 _LARGEST_BRAIN_ML = 2500.0
 _SMALLEST_BRAIN_ML = 500.0
@@ -286,6 +288,15 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
             mean, spread = (values.mean(), float(values.std()) or 1.0) if len(values) else (0.0, 1.0)
             data[index] = np.where(inside, (channel - mean) / spread, 0)
             background.append(0.0)
+        elif card.normalisation == "tissue":
+            # Noise in the air around a head tells scanners apart, and networks find that out.
+            tissue = channel > channel.max() / _DARKEST_TISSUE
+            values = channel[tissue].astype(np.float64)
+            # In the voxels' own precision, so that air holds exactly the background.
+            found = (values.mean(), values.std() or 1) if len(values) else (0, 1)
+            middle, deviation = (np.float32(value) for value in found)
+            data[index] = (np.where(tissue, channel, np.float32(0)) - middle) / deviation
+            background.append(float(-middle / deviation))
         else:
             low, high = float(channel.min()), float(channel.max())
             spread = (high - low) or 1.0

@@ -275,3 +275,24 @@ def test_a_stride_of_one_changes_nothing_and_a_stride_below_is_refused() -> None
         assert torch.equal(seeded("GPUNet", stride=1).heat_map(x), seeded("GPUNet").heat_map(x))
     with pytest.raises(ValueError, match="stride is how many pixels an axis make a place, at least 1; got 0"):
         GPUNet(stride=0)
+
+
+@pytest.mark.parametrize("build", [GPUNet, GPReconResNet, GPShuffleUNet])
+@pytest.mark.parametrize("pooling", ["max", "top:0.1", "log-sum-exp:3"])
+def test_positive_evidence_only_speaks_for_a_class(build: type[SelfExplaining], pooling: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        network = build(2, 3, width=4, evidence="positive", pooling=pooling).eval()
+    x = images(2, 2, 16, 24)
+    with torch.no_grad():
+        maps, added, scores = network.heat_map(x), network.contributions(x), network(x)
+        by_hand = torch.einsum("kc,bcxy->bkxy", network.head.weight[:, :, 0, 0].abs(), network.features(x))
+    assert network.head.bias is None
+    torch.testing.assert_close(maps, by_hand, atol=1e-5, rtol=1e-4)
+    assert float(maps.min()) >= 0
+    torch.testing.assert_close(added.flatten(2).sum(dim=2), scores, atol=1e-4, rtol=1e-4)
+
+
+def test_another_evidence_is_refused() -> None:
+    with pytest.raises(ValueError, match="evidence is signed or positive"):
+        GPUNet(1, 2, width=4, evidence="negative")

@@ -101,7 +101,7 @@ def test_other_networks_and_targets_are_refused_with_what_would_work() -> None:
     region = vx.RegionScore("low", vx.Labels(np.ones(scan.grid.shape, int), scan.grid))
     with pytest.raises(vx.InputError, match=r"explained by target=vx\.ClassScore"):
         vx.HeatMap()(model, scan, target=region, compute=CPU)
-    with pytest.raises(vx.InputError, match="show is one of heat-map, contributions; got 'both'"):
+    with pytest.raises(vx.InputError, match="show is one of heat-map, log-odds, contributions; got 'both'"):
         vx.HeatMap(show="both")
 
 
@@ -122,3 +122,43 @@ def test_maps_that_are_not_what_they_promise_are_refused(kind: type[GPUNet], sai
     model, scan, _ = world()
     with pytest.raises(vx.InputError, match=said), warnings.catch_warnings():
         vx.HeatMap()(vx.Model(kind(2, 3, width=4).eval(), model.card), scan, compute=CPU)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_mirrored_heat_map_is_the_mean_over_mirror_images(dims: int) -> None:
+    model, scan, inputs = world(dims=dims)
+    why = vx.HeatMap(mirrored=True)(model, scan, target=vx.ClassScore("low"), compute=CPU)
+    expected = np.zeros(scan.grid.shape)
+    for flips in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+        turned = inputs.numpy()[:, :, :: flips[0], :: flips[1]].copy()
+        with torch.no_grad():
+            found = model.network.heat_map(torch.from_numpy(turned))[0, 1].numpy()
+        expected += found[:: flips[0], :: flips[1]].reshape(scan.grid.shape) / 4
+    np.testing.assert_allclose(why.total, expected, atol=1e-5)
+    mirror = vx.Scan(scan.data[:, ::-1], scan.grid, scan.channels)
+    again = vx.HeatMap(mirrored=True)(model, mirror, target=vx.ClassScore("low"), compute=CPU)
+    np.testing.assert_allclose(again.total[::-1], why.total, atol=1e-5)
+
+
+def test_contributions_are_not_mirrored() -> None:
+    with pytest.raises(vx.InputError, match="mirrored is for heat maps"):
+        vx.HeatMap(show="contributions", mirrored=True)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_log_odds_are_the_heat_map_less_that_of_the_other_classes(name: str) -> None:
+    model, scan, inputs = world()
+    why = vx.HeatMap(show="log-odds")(model, scan, target=vx.ClassScore(name), compute=CPU)
+    with torch.no_grad():
+        shares = torch.softmax(model.network.heat_map(inputs).double(), dim=1)[0, CLASSES.index(name)].numpy()
+    np.testing.assert_allclose(why.total[..., 0], np.log(shares / (1 - shares)), atol=1e-4)
+
+
+def test_one_class_alone_is_its_own_log_odds() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        network = GPUNet(1, 1, width=4).eval()
+    model = vx.Model(network, vx.Card(name="n", channels=("a",), classes=("lesion",), spatial_dims=2))
+    scan = vx.Scan(np.random.default_rng(1).normal(size=(1, 16, 12, 1)), vx.Grid((16, 12, 1), AFFINE), ("a",))
+    plain, odds = (vx.HeatMap(show=show)(model, scan, compute=CPU).total for show in ("heat-map", "log-odds"))
+    np.testing.assert_array_equal(plain, odds)

@@ -106,6 +106,10 @@ def study_gp(
     rotate: Annotated[
         list[str] | None, typer.Option(help="a network that learns every fold; gp-unet by default, all with paper")
     ] = None,
+    fold: Annotated[
+        list[int] | None, typer.Option(help="a fold of the rotated networks; may come several times; all by default")
+    ] = None,
+    ablation: Annotated[bool, typer.Option("--ablation", help="train variants of gp-unet as well")] = False,
     quick: Quick = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -117,13 +121,15 @@ def study_gp(
     from voxplain.studies.gp_presets import NETWORKS
 
     networks = tuple(network or NETWORKS)
-    by_default = networks if preset == "paper" else ("gp-unet",)
+    by_default = networks if preset == "paper" else tuple(name for name in networks if name == "gp-unet")
     gp.study(
         dataset,
         data,
         out,
         size="quick" if quick else preset,
         networks=networks,
+        turns=fold,
+        ablation=ablation,
         rotated=() if quick else tuple(rotate or by_default),
         seed=seed,
         compute=compute_of(device, memory, threads),

@@ -1,7 +1,9 @@
-"""The demo: a made scan, the shipped network, what it looked at, and a page that shows it."""
+"""The demos: a made scan, a shipped network, what it looked at, and a page that shows it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -10,42 +12,75 @@ from voxplain import segment
 from voxplain.compute import Compute
 from voxplain.datasets.phantom import glioma, write_case
 from voxplain.datasets.phantom_cohort import RECORD, SOFTWARE_CHECK
-from voxplain.explain import GradCAM, RelevanceMap
+from voxplain.errors import InputError
+from voxplain.explain import GradCAM, HeatMap, RelevanceMap
 from voxplain.explain.explainer import Explainer
+from voxplain.explanation import Explanation
 from voxplain.io.atomic import write_json
 from voxplain.io.bundle import load_model
+from voxplain.model import Card
 from voxplain.report.figures import scan_figures
 from voxplain.report.page import report
 from voxplain.results import print_ranks, read_results, write_results
 from voxplain.scan import Labels
+from voxplain.target import ClassScore
 
 _NOTE = f"{SOFTWARE_CHECK}: this scan is made, and its tumour is known to the voxel"
-# The signed fall of the raw score: where a network is sure, probabilities hardly move whatever is taken away.
-_METHODS: dict[str, Explainer] = {
-    "relevance-map": RelevanceMap(channel="flair", effect="signed", scale="logit"),
-    "grad-cam": GradCAM(layer="act"),
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """Which model explains the made scan, by which methods, under which heading."""
+
+    model: str
+    methods: Mapping[str, Explainer]
+    title: str
+
+
+_KINDS = {
+    # The signed fall of the raw score: where a network is sure, probabilities hardly move whatever is taken away.
+    "scan": _Demo(
+        "tumour-hemisphere",
+        {
+            "relevance-map": RelevanceMap(channel="flair", effect="signed", scale="logit"),
+            "grad-cam": GradCAM(layer="act"),
+        },
+        "voxplain demo: which half holds tumour, and why?",
+    ),
+    "slices": _Demo("glioma-slices", {"heat-map": HeatMap()}, "voxplain demo: which slices hold tumour, and where?"),
 }
 
 
-def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> None:
-    """Make a scan with a tumour, explain it with the shipped network, and write maps, masks, figures and a page."""
+def run_demo(
+    out: Path, *, kind: str = "scan", model: str | None = None, seed: int, compute: Compute, console: Console
+) -> None:
+    """Make a scan with a tumour, explain it with a shipped network, and write maps, masks, figures and a page.
+
+    `kind` is "scan" (the halves of the head) or "slices" (one by one, by a 2D network that explains itself); `model`
+    takes the place of the kind's shipped model.
+
+    Raises:
+        InputError: no such kind, or a model that does not fit it.
+    """
+    if kind not in _KINDS:
+        raise InputError(f"kind is one of {', '.join(_KINDS)}; got {kind!r}")
+    chosen = _KINDS[kind]
+    name_of_model = model or chosen.model
+    network = load_model(name_of_model)
     phantom = glioma(seed, grade="HGG")
     case = write_case(phantom.scan, phantom.labels, out / "made-scan")
     write_json({"what": SOFTWARE_CHECK, "kind": "glioma", "seed": seed}, out / "made-scan" / RECORD)
     scan, truth = case.scan(), case.tumour()
     console.print(f"made scan with a tumour: {out / 'made-scan'}", highlight=False, soft_wrap=True)
-    model = load_model("tumour-hemisphere")
-    for name, explainer in _METHODS.items():
-        why = explainer(model, scan, seed=seed, compute=compute)
+    for name, explainer in chosen.methods.items():
+        why = explainer(network, scan, target=_target(network.card), seed=seed, compute=compute)
         mask = segment.otsu(why, mask=Labels(scan.foreground(), scan.grid))
         write_results(why, mask, name, out, rule="otsu", sources=case.files, seen=False)
     # The page shows what lies on disk, as `voxplain report` would.
-    results = {result.name: result for result in read_results(out) if result.name in _METHODS}
-    whys = {name: results[name].explanation for name in _METHODS}
-    masks = {name: results[name].mask for name in _METHODS}
-    for region in whys["relevance-map"].regions:
-        console.print(f"{region.name} half: tumour with probability {region.probability:.3f}", highlight=False)
-    print_ranks(whys["relevance-map"], console, count=5)
+    results = {result.name: result for result in read_results(out) if result.name in chosen.methods}
+    whys = {name: results[name].explanation for name in chosen.methods}
+    masks = {name: results[name].mask for name in chosen.methods}
+    _say(next(iter(whys.values())), network.card, truth, console)
     console.print(f"{SOFTWARE_CHECK}, Dice against the known tumour:")
     figures = scan_figures(scan, whys, masks, truth, seed=seed)
     for line in figures.itertuples():
@@ -57,12 +92,37 @@ def run_demo(out: Path, *, seed: int, compute: Compute, console: Console) -> Non
         names=list(whys),
         truth=truth,
         figures=figures,
-        title="voxplain demo: which half holds tumour, and why?",
+        title=chosen.title,
         note=_NOTE,
         path=out / "report.html",
     )
-    console.print(f"maps, masks, ranks, provenance: {out}", highlight=False, soft_wrap=True)
+    kinds_of_files = "maps, masks, ranks, provenance" if kind == "scan" else "maps, masks, provenance"
+    console.print(f"{kinds_of_files}: {out}", highlight=False, soft_wrap=True)
     console.print(
-        f"voxplain check {out} --model tumour-hemisphere  puts the maps to the test", highlight=False, soft_wrap=True
+        f"voxplain check {out} --model {name_of_model}  puts the maps to the test", highlight=False, soft_wrap=True
     )
     console.print(f"report: {page}  (open it in a browser)", highlight=False, soft_wrap=True)
+
+
+def _target(card: Card) -> ClassScore | None:
+    """The one class that says that something is there, so that every slice shows what speaks for it."""
+    shown = [name for name in card.classes if name not in card.absent]
+    return ClassScore(shown[0]) if len(shown) == 1 else None
+
+
+def _say(why: Explanation, card: Card, truth: Labels, console: Console) -> None:
+    """What the network sees, in a line per half, or in one for all slices."""
+    if card.slices is not None:
+        called = [region for region in why.regions if region.positive]
+        right = sum(bool(truth.data[region.slices].any()) for region in called)
+        there = sum(bool(truth.data[region.slices].any()) for region in why.regions)
+        console.print(
+            f"{len(called)} of {len(why.regions)} {card.slices} slices are called tumour; {right} of them hold some, "
+            f"as do {there} in all",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    for region in why.regions:
+        console.print(f"{region.name} half: tumour with probability {region.probability:.3f}", highlight=False)
+    print_ranks(why, console, count=5)

@@ -196,29 +196,53 @@ def write_tables(summary: pd.DataFrame, out: Path, *, dataset: str, facts: Mappi
     write_json(dict(facts), out / "facts.json")
 
 
+_TITLES = {
+    "classification": "Classification of slices: means weighted by class size, [95 %]",
+    "confusion": "Confusion matrices: slices of a class (first word) predicted as another",
+    "localisation": "Localisation: Dice of slices with tumour; a missed slice counts 0",
+    "gain": "Paired gain in Dice over the best row that needs no network",
+    "post-hoc": "Post-hoc maps: agreement with the network's own heat map, and Dice of their Otsu masks",
+}
+# The metric beside which the paper's own figure stands.
+_BESIDE = {"classification": "F1", "localisation": "median Dice"}
+
+
 def markdown(summary: pd.DataFrame, dataset: str) -> str:
-    """The tables in Markdown: one block per table, figures with intervals, kind, n, and the paper's beside them."""
+    """The tables in Markdown, a line per row and kind: figures with intervals, n, and the paper's main figure."""
     theirs = published(dataset)
-    titles = {
-        "classification": "Classification of slices (weighted by class size)",
-        "confusion": "Confusion matrices (slices)",
-        "localisation": "Localisation: Dice of slices with tumour (a missed slice counts 0)",
-        "gain": "Paired gain over the best row that needs no network",
-        "post-hoc": "Post-hoc maps: agreement with the network's own heat map, and Dice of their Otsu masks",
-    }
     blocks = []
-    for table, title in titles.items():
+    for table, title in _TITLES.items():
         found = summary[summary.table == table]
         if found.empty:
             continue
-        lines = [f"### {title}", "", "| row | metric | kind | value [95 %] | n | paper |", "|---|---|---|---|---|---|"]
-        for _, line in found.iterrows():
-            paper = theirs.get((table, line["row"], line["metric"]))
-            interval = "" if np.isnan(line["low"]) else f" [{line['low']:.3f}, {line['high']:.3f}]"
-            value = f"{line['value']:.0f}" if table == "confusion" else f"{line['value']:.3f}"
-            lines.append(
-                f"| {line['row']} | {line['metric']} | {line['kind']} | {value}{interval} | {line['n']} | "
-                f"{'' if paper is None else f'{paper:.2f}'} |"
-            )
+        metrics = list(dict.fromkeys(found.metric))
+        paper = ["paper"] if table in _BESIDE else []
+        lines = [
+            f"### {title}",
+            "",
+            _line(["row", "kind", *metrics, "n", *paper]),
+            _line(["---"] * (3 + len(metrics + paper))),
+        ]
+        for row, kind in dict.fromkeys(zip(found.row, found.kind, strict=True)):
+            its = found[(found.row == row) & (found.kind == kind)].set_index("metric")
+            cells = [_cell(its.loc[metric], table) if metric in its.index else "" for metric in metrics]
+            beside = theirs.get((table, row, _BESIDE[table])) if paper else None
+            last = [f"{beside:.2f}" if beside else ""] if paper else []
+            lines.append(_line([row, kind, *cells, str(int(its.n.iloc[0])), *last]))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(figure: pd.Series, table: str) -> str:
+    value, low, high = (float(figure[name]) for name in ("value", "low", "high"))
+    if np.isnan(value):
+        return "-"
+    if table == "confusion" or str(figure.name).endswith("mm2"):
+        return f"{value:.0f}"
+    sign = "+" if table == "gain" else ""
+    interval = "" if np.isnan(low) else f" [{low:{sign}.2f}, {high:{sign}.2f}]"
+    return f"{value:{sign}.3f}{interval}"

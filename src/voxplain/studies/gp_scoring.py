@@ -37,6 +37,14 @@ OFFSET_ROW = "heat-map/multi-otsu-offset"
 # Of the Gaussian over neighbouring slices, in slices.
 NEIGHBOURS_SIGMA = 1.5
 _CHANCE_MM = 8.0
+# Past the paper; borders by intensities begin from the last one.
+_OURS = {
+    "heat-map, mirrored": HeatMap(mirrored=True),
+    "log-odds": HeatMap(show="log-odds"),
+    "log-odds, mirrored": HeatMap(show="log-odds", mirrored=True),
+}
+# What a table of kept lines must agree in.
+RULES = (*_OURS, *map(str, OFFSETS))
 
 
 def localisation(
@@ -67,10 +75,11 @@ def localisation(
         masks: dict[str, np.ndarray] = {}
         if not offsets_only:
             added = HeatMap(show="contributions")(model, scan, target=target, seed=seed, compute=quiet)
-            mirrored = HeatMap(mirrored=True)(model, scan, target=target, seed=seed, compute=quiet)
             masks = _masks(why, added, foreground)
-            masks["heat-map/otsu, mirrored"] = segment.otsu(mirrored, mask=foreground).data > 0
-            masks |= _refined(why, scan, seed)
+            for name, method in _OURS.items():
+                found = method(model, scan, target=target, seed=seed, compute=quiet)
+                masks[f"{name}/otsu"] = segment.otsu(found, mask=foreground).data > 0
+            masks |= _refined(found, scan, seed)
             if isinstance(target, ClassScore):
                 masks["heat-map/otsu, neighbours"] = _with_neighbours(why, foreground)
         for region in why.regions:
@@ -105,19 +114,20 @@ def with_chosen_offsets(test: pd.DataFrame, validation: pd.DataFrame) -> pd.Data
     """The lines of one fold with one row per way of choosing the offset instead of one per offset.
 
     0 is deployable; the one with the highest median Dice on the validation slices is "validation-masks", on the test
-    slices themselves "oracle". Of equal medians the smallest offset is taken.
+    slices themselves "oracle" ("seen" where the network has seen them). Of equal medians the smallest offset is taken.
     """
     kept = test[~test.row.str.startswith(OFFSET_ROW)]
     if kept.empty or not test.row.str.startswith(OFFSET_ROW).any():
         return test
     found = [kept]
+    seen = bool((test.kind == "seen").any())
     for kind, judged in (("validation-masks", validation), ("oracle", test)):
         medians = [_median(judged, f"{OFFSET_ROW}={offset:g}") for offset in OFFSETS]
         if np.isnan(medians).all():
             continue
         best = OFFSETS[int(np.nanargmax(medians))]
         chosen = test[test.row == f"{OFFSET_ROW}={best:g}"].copy()
-        chosen["row"], chosen["kind"], chosen["offset"] = OFFSET_ROW, kind, best
+        chosen["row"], chosen["kind"], chosen["offset"] = OFFSET_ROW, "seen" if seen else kind, best
         found.append(chosen)
     return pd.concat(found, ignore_index=True)
 
@@ -152,7 +162,7 @@ def _refined(why: Explanation, scan: Scan, seed: int) -> dict[str, np.ndarray]:
     chance = np.maximum(chance - np.percentile(inside, 75), 0)
     random = dataclasses.replace(why, map=chance[None], parts=None, scores=None)
     return {
-        "heat-map/mixture": refine.mixture(why, scan).data > 0,
+        "log-odds, mirrored/mixture": refine.mixture(why, scan).data > 0,
         "random-map/mixture": refine.mixture(random, scan).data > 0,
     }
 
@@ -208,18 +218,22 @@ def _line(row: str, kind: str, mask: np.ndarray, truth: np.ndarray, pixel: float
         "row": row,
         "kind": kind,
         "dice": dice(mask, truth) if truth.any() else np.nan,
-        "area": float(np.count_nonzero(mask)) * pixel,
+        # A slice of a coarser network stands for several of the scan.
+        "area": float(np.count_nonzero(mask)) * pixel / mask.shape[2],
     }
 
 
 def predictions(model: Model, slices: Sequence[LabelledSlice], *, kind: str, compute: Compute) -> pd.DataFrame:
     """What the network says of each slice: columns stack, group, slice, label, predicted, probability, kind, reading.
 
-    `reading` is "alone", or "neighbours" for the slices of volumes: scores smoothed over neighbouring slices (Gaussian
-    of 1.5 slices), because a tumour does not end and begin again from slice to slice.
+    `reading` is "alone"; "mirrored": the mean score of the slice and its mirror images along both axes; or, for the
+    slices of volumes, "neighbours": scores smoothed over neighbouring slices (Gaussian of 1.5 slices), because a tumour
+    does not end and begin again from slice to slice.
     """
     scores = scores_of(model, slices, compute)
     found = [_predictions(model.card, slices, scores, kind, "alone")]
+    views = [scores, *(scores_of(model, slices, compute, mirrored=axes) for axes in ((1,), (2,), (1, 2)))]
+    found.append(_predictions(model.card, slices, np.mean(views, axis=0), kind, "mirrored"))
     if model.card.slices is not None:
         smooth = scores.copy()
         stacks = np.array([one.stack.id for one in slices])

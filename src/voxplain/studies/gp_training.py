@@ -14,12 +14,13 @@ import torch
 
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.io.atomic import output_folder, read_json
-from voxplain.io.bundle import save_model
+from voxplain.io.atomic import output_folder, read_json, write_text
+from voxplain.io.bundle import load_model, save_model
 from voxplain.model import Card, Model
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.gp_data import LabelledSlice, Stack, check_classes, read_slices
 from voxplain.studies.gp_presets import preset
+from voxplain.studies.model_page import slices_page
 from voxplain.training import finish, train
 
 _DATA = {
@@ -77,7 +78,8 @@ def train_network(
 ) -> dict[str, Any]:
     """Train one network into `folder`: model.json, weights.safetensors and metrics.json; a finished one is kept.
 
-    The last epoch is kept where `validation` is empty, else the one with the lowest validation loss. `changes` replaces
+    The last epoch is kept: validation slices choose nothing here but, later, an offset (`voxplain.studies.gp`). They
+    must hold every class. `changes` replaces
     "arguments" of the network and "settings" of the training: the rows of an ablation.
 
     Raises:
@@ -96,15 +98,15 @@ def train_network(
             raise InputError(f"{folder} holds a training on other slices or with other settings; give another --out")
         return known
     output_folder(folder)
-    learnt, checked = (store.slices(part, card, compute) for part in (training, validation))
+    learnt = store.slices(training, card, compute)
     check_classes(learnt, card, "training")
     if validation:
-        check_classes(checked, card, "validation")
+        check_classes(store.slices(validation, card, compute), card, "validation")
     built = new_network(card, seed)
     result = train(
         built,
         [one.example for one in learnt],
-        [one.example for one in checked],
+        [],
         folder,
         settings=settings,
         seed=seed,
@@ -127,18 +129,22 @@ def train_network(
     }
     description = f"Learnt from one label per slice, no voxel labels. Data: {_DATA[dataset]}. {_LIMITS}"
     save_model(built, dataclasses.replace(card, description=description, training=facts), folder, half_precision=True)
+    write_text(slices_page(load_model(folder).card), folder / "README.md")
     metrics = {"identity": identity, **dataclasses.asdict(result), **facts}
     finish(folder, metrics)
     return metrics
 
 
-def scores_of(model: Model, slices: Sequence[LabelledSlice], compute: Compute) -> np.ndarray:
-    """The network's raw scores of each slice, (N, classes)."""
+def scores_of(
+    model: Model, slices: Sequence[LabelledSlice], compute: Compute, *, mirrored: tuple[int, ...] = ()
+) -> np.ndarray:
+    """The network's raw scores of each slice (C, X, Y), mirrored along some axes, (N, classes)."""
     device = compute.torch_device
     network = model.network.to(device).eval()
     found = []
     with compute.running(), torch.inference_mode():
         for start in range(0, len(slices), _AT_A_TIME):
-            images = np.stack([one.image for one in slices[start : start + _AT_A_TIME]]).astype(np.float32)
+            images = np.stack([np.flip(one.image, mirrored) for one in slices[start : start + _AT_A_TIME]])
+            images = images.astype(np.float32)
             found.append(network(torch.from_numpy(images).to(device)).float().cpu().numpy())
     return np.concatenate(found) if found else np.zeros((0, len(model.card.classes)))

@@ -62,3 +62,42 @@ def model_page(card: Card, words: tuple[str, str] = ("halves", "with tumour")) -
 
 def _with_interval(value: float, interval: tuple[float, float]) -> str:
     return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def slices_page(card: Card) -> str:
+    """A model card in Markdown of a network that judges slices (`voxplain train gp`), from its card's facts."""
+    facts = card.training
+    shape = " x ".join(map(str, card.shape[:2])) if card.shape else "any"
+    spacing = " x ".join(f"{step:g}" for step in card.spacing[:2]) if card.spacing else "the image's own"
+    counted = ", ".join(f"{count} {name}" for name, count in facts["n_slices"].items())
+    where = f"{card.slices} slices of a volume" if card.slices else "images, whole"
+    unit = "mm" if card.slices else "pixels of the image"
+    lines = [
+        f"# {card.name}",
+        "",
+        card.description,
+        "",
+        "## What it reads and says",
+        "",
+        f"- Reads {where}: {', '.join(card.channels)} ({card.normalisation}), {shape} pixels of {spacing} {unit}.",
+        f"- Says: {', '.join(card.classes)} ({card.activation}), and shows why: `voxplain explain heat-map`.",
+        f"- Network: `{card.factory}` with {dict(card.arguments)}, {facts['parameters']:,} weights, stored in 16 bits.",
+        "",
+        "## Training",
+        "",
+        f"- Data: {facts['data']}.",
+        f"- Labels: {facts['labels']}.",
+        f"- Learnt from {counted} slices of {len(facts['ids'])} scans, which model.json lists.",
+        f"- {facts['epochs']} epochs, seed {facts['seed']}, settings {facts['settings']}.",
+        "",
+        "## Figures",
+        "",
+        "Of this architecture and recipe, on scans that a network had not seen: `docs/results/gp.md`. On its own "
+        "training scans figures are of kind `seen`.",
+        "",
+        "## Limits",
+        "",
+        facts["limits"],
+        "",
+    ]
+    return "\n".join(lines)
