@@ -276,9 +276,7 @@ def _one_epoch(
             for group in optimiser.param_groups:
                 group["lr"] = _learning_rate(settings, epoch, (number - 1) / len(batches))
             images = np.stack([_augmented(training[index].load(), transform) for index in batch])
-            # No cache: `compute.running` is an autocast around this one, and the cache, which lives as long as the
-            # outermost one, would hand out the weights of the first step for ever.
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half, cache_enabled=False):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
                 output, evidence = _answer(network, _to(images, device), settings)
             its_labels = torch.tensor([labels[index] for index in batch])
             loss = _loss(output.float(), its_labels, weights, settings).mean()
