@@ -1,9 +1,11 @@
-"""What all tests share: the folder of real scans, made heads, tiny networks, and the rule that CI skips nothing."""
+"""What all tests share: real scans, made heads, tiny networks, the command line, and the rule that CI skips nothing."""
 
 from __future__ import annotations
 
 import csv
 import os
+import sys
+import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from scipy import ndimage
 
+from voxplain import cli
 from voxplain.grid import Grid
 from voxplain.io.nifti import save
 from voxplain.model import Card, Model
 from voxplain.networks.resnet import resnet
 from voxplain.scan import Scan
 
+Run = Callable[..., tuple[int, str, str]]
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 KINDS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 
@@ -197,3 +201,25 @@ def write_cheng(root: Path, *, each: int = 1, folds: int = 4) -> Path:
 def made_cheng(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve made slices, one of each kind in each of four folds."""
     return write_cheng(tmp_path_factory.mktemp("cheng") / "data")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line; gives exit code, standard output and standard error."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["voxplain", *map(str, arguments)])
+        capfd.readouterr()
+        code = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            try:
+                cli.main()
+            except SystemExit as left:
+                code = int(left.code or 0)
+        assert code is not None
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return call

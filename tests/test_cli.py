@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 
-from voxplain import cli
 from voxplain.commands.options import seen_by
 from voxplain.grid import Grid
 from voxplain.io.bundle import load_model, save_model
@@ -31,28 +29,6 @@ from voxplain.scan import Labels, Scan
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, standard output, standard error)."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["voxplain", *map(str, arguments)])
-        capfd.readouterr()
-        code = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            try:
-                cli.main()
-            except SystemExit as left:
-                code = int(left.code or 0)
-        assert code is not None
-        printed = capfd.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +13,11 @@ from PIL import Image
 from torch import nn
 
 import voxplain as vx
-from voxplain import cli
 from voxplain.commands.options import seen_by
 from voxplain.io.bundle import save_model
 from voxplain.networks.gp_unet import GPUNet
 
 CLASSES = ("tumour-free", "low", "high")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["voxplain", *map(str, arguments)])
-        capfd.readouterr()
-        code = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            try:
-                cli.main()
-            except SystemExit as left:
-                code = int(left.code or 0)
-        assert code is not None
-        printed = capfd.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 def a_model(folder: Path, *, constant: bool = False, **fields: Any) -> Path:

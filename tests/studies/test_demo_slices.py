@@ -12,7 +12,7 @@ from rich.console import Console
 
 import voxplain as vx
 from voxplain import cli
-from voxplain.io.bundle import save_model, shipped_models
+from voxplain.io.bundle import save_model
 from voxplain.metrics.overlap import dice
 from voxplain.networks.gp_unet import GPUNet
 from voxplain.results import read_results
@@ -76,7 +76,6 @@ def test_slices_with_a_stand_in(stand_in: str, tmp_path: Path) -> None:
     assert check(tmp_path, ran(tmp_path, stand_in)) > 0.3
 
 
-@pytest.mark.skipif("glioma-slices" not in shipped_models(), reason="the model glioma-slices is not shipped yet")
 def test_slices_with_the_shipped_model(tmp_path: Path) -> None:
     assert check(tmp_path, ran(tmp_path, None)) > 0.3
 
