@@ -59,6 +59,9 @@ class Card:
         region: "whole", or "half": both halves of the head are judged, the second one mirrored onto the first.
         shape: size in voxels to which the region is cut or padded; None takes all of it. Networks that read images
             have (X, Y, 1), and those without `slices` take an image of exactly that size.
+        window: size in voxels of the windows in which a network that gives a map reads the scan; their raw scores are
+            blended with Gaussian weights (`voxplain.engine.windows`). None runs it on all of the input at once.
+        overlap: share of a window that the next one covers again, at least 0 and below 1.
         skull_stripped: whether the network expects heads without skull on a background of exactly 0.
         description: what the model is for.
         factory: what builds the network, "package.module:callable".
@@ -83,6 +86,8 @@ class Card:
     normalisation: Literal["none", "min-max", "z-score", "tissue"] = "none"
     region: Literal["whole", "half"] = "whole"
     shape: tuple[int, int, int] | None = None
+    window: tuple[int, int, int] | None = None
+    overlap: float = 0.25
     skull_stripped: bool = False
     description: str = ""
     factory: str | None = None
@@ -92,9 +97,9 @@ class Card:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("channels", "classes", "absent", "calibration", "spacing", "shape"):
+        for name in ("channels", "classes", "absent", "calibration", "spacing", "shape", "window"):
             value = getattr(self, name)
-            if value is None and name in ("spacing", "shape"):
+            if value is None and name in ("spacing", "shape", "window"):
                 continue
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise InputError(f"the card's {name} is a list; got {value!r}")
@@ -123,14 +128,28 @@ class Card:
         numbers = [value for value in self.calibration if isinstance(value, int | float) and math.isfinite(value)]
         if len(self.calibration) != 2 or len(numbers) != 2 or numbers[0] <= 0:
             raise InputError(f"the card's calibration is a scale above 0 and a shift; got {self.calibration}")
-        for name in ("spacing", "shape"):
+        for name in ("spacing", "shape", "window"):
             value = getattr(self, name)
             if value is not None and (len(value) != 3 or not all(0 < size < math.inf for size in value)):
                 raise InputError(f"the card's {name} is three positive numbers; got {value}")
         if self.spatial_dims == 2 and self.shape is not None and self.shape[2] != 1:
             raise InputError(f"the card's shape for a network that reads images is (X, Y, 1); got {self.shape}")
+        self._check_window()
         if self.slices is not None:
             self._check_slices(SLICE_CODES[self.slices])
+
+    def _check_window(self) -> None:
+        if not isinstance(self.overlap, int | float) or not 0 <= self.overlap < 1:
+            raise InputError(f"the card's overlap is a share of the window, at least 0 and below 1; got {self.overlap}")
+        if self.window is None:
+            return
+        if not all(isinstance(size, int) for size in self.window):
+            raise InputError(f"the card's window is three whole numbers of voxels; got {self.window}")
+        if self.spatial_dims != 3 or self.region == "half":
+            raise InputError(
+                "windows are for networks that read whole volumes: set the card's spatial_dims to 3 and its region to "
+                "whole, or drop the window"
+            )
 
     def _check_slices(self, codes: str) -> None:
         if self.spatial_dims != 2:
