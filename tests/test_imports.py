@@ -43,7 +43,10 @@ ALLOWED: dict[str, set[str]] = {
     "calibration": set(),
     "augmentation": set(),
     "balance": {"errors"},
-    "training": _LOWER | {"engine", "augmentation", "balance", "datasets", "losses", "metrics", "networks"},
+    "optimisation": {"io"},
+    "training": _LOWER
+    | {"engine", "augmentation", "balance", "datasets", "losses", "metrics", "networks"}
+    | {"optimisation"},
 }
 _BELOW_CLI = set(ALLOWED)
 ALLOWED["studies"] = ALLOWED["cohort"] = _BELOW_CLI

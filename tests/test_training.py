@@ -16,7 +16,8 @@ import voxplain.training
 from voxplain.augmentation import augmentation
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.training import Example, Settings, Trained, finish, train
+from voxplain.optimisation import finish
+from voxplain.training import Example, Settings, Trained, train
 
 CPU = Compute(device="cpu")
 QUICK = Settings(epochs=4, batch_size=4, learning_rate=3e-3, averaging=0.5, augmentation=False)
@@ -71,7 +72,7 @@ def assert_same(one: tuple[Trained, dict[str, torch.Tensor]], other: tuple[Train
 @pytest.fixture
 def killed_in_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Make the training die in the middle of an epoch, as Ctrl-C or the end of a reservation does."""
-    original = voxplain.training._average
+    original = voxplain.training.average
 
     def arrange(epoch: int, steps_per_epoch: int = 3) -> None:
         steps = 0
@@ -80,11 +81,11 @@ def killed_in_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             nonlocal steps
             steps += 1
             if steps == (epoch - 1) * steps_per_epoch + 2:
-                monkeypatch.setattr(voxplain.training, "_average", original)
+                monkeypatch.setattr(voxplain.training, "average", original)
                 raise KeyboardInterrupt
             original(*arguments)
 
-        monkeypatch.setattr(voxplain.training, "_average", dying)
+        monkeypatch.setattr(voxplain.training, "average", dying)
 
     return arrange
 
@@ -278,15 +279,15 @@ def test_every_epoch_is_handed_out_also_after_a_kill(tmp_path: Path, monkeypatch
     # Killed after the call and before the checkpoint: the epoch comes again, the same.
     seen: list[tuple[int, float, float]] = []
     weights: dict[int, torch.Tensor] = {}
-    write = voxplain.training._write_checkpoint
+    write = voxplain.training.write_checkpoint
 
     def dying(path: Path, content: dict[str, Any]) -> None:
         if len(content["losses"]) == 3:
-            monkeypatch.setattr(voxplain.training, "_write_checkpoint", write)
+            monkeypatch.setattr(voxplain.training, "write_checkpoint", write)
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(voxplain.training, "_write_checkpoint", dying)
+    monkeypatch.setattr(voxplain.training, "write_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", after_epoch=recording(seen, weights))
     run(tmp_path / "killed", after_epoch=recording(seen, weights))

@@ -16,7 +16,7 @@ from torch import nn
 import voxplain as vx
 from voxplain.balance import weights_of
 from voxplain.networks.gp_unet import GPUNet
-from voxplain.training import Example, Settings, _learning_rate, _loss, train
+from voxplain.training import Example, Settings, _loss, train
 
 CPU = vx.Compute(device="cpu", threads=1)
 CLASSES = Settings(epochs=1, batch_size=4, loss="cross-entropy", averaging=0, augmentation=False, schedule="constant")
@@ -162,32 +162,6 @@ def test_a_gradient_is_clipped_to_its_norm(tmp_path: Path, monkeypatch: pytest.M
     assert norms[None] == norms[1000.0]
     assert norms[None][0] > 0.1
     assert norms[0.01] == [pytest.approx(0.01, rel=1e-3)]
-
-
-def test_one_cycle_rises_and_falls() -> None:
-    settings = Settings(epochs=10, learning_rate=0.5, schedule="one-cycle")
-
-    def rate(progress: float) -> float:
-        return _learning_rate(settings, 1 + int(progress), progress - int(progress))
-
-    assert rate(0) == pytest.approx(0.5 * 0.04)
-    assert rate(1) == pytest.approx(0.25)
-    assert rate(1.5) == pytest.approx(0.375)
-    assert rate(2) == pytest.approx(0.5)
-    assert rate(6) == pytest.approx(0.25)
-    assert rate(4) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)) / 2)
-    assert 0 < rate(9.99) < 1e-5
-    steps = [rate(number / 20) for number in range(200)]
-    assert int(np.argmax(steps)) == 40
-    assert (np.diff(steps[2:41]) > 0).all()
-    assert (np.diff(steps[40:]) < 0).all()
-
-
-def test_the_other_schedules_move_from_epoch_to_epoch() -> None:
-    for name, expected in (("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0])):
-        settings = Settings(epochs=2, learning_rate=1, schedule=name)
-        found = [_learning_rate(settings, epoch, done) for epoch, done in ((1, 0.9), (2, 0.1), (3, 0))]
-        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_bfloat16_comes_close_and_starts_from_the_same(tmp_path: Path) -> None:

@@ -22,11 +22,22 @@ from voxplain.balance import balanced_order, weights_of
 from voxplain.compute import Compute
 from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
-from voxplain.io.atomic import output_folder, write_json, writing
+from voxplain.io.atomic import output_folder
 from voxplain.io.checkpoint import read_checkpoint
 from voxplain.networks.self_explaining import SelfExplaining
+from voxplain.optimisation import (
+    CHECKPOINT,
+    OPTIMISERS,
+    PRECISIONS,
+    SCHEDULES,
+    average,
+    copied_weights,
+    learning_rate_at,
+    optimiser_of,
+    to_device,
+    write_checkpoint,
+)
 
-_CHECKPOINT = "checkpoint.pt"
 # What is called after an epoch: its number (1-based), the network whose weights were validated, the mean training loss
 # and the validation loss (NaN without validation examples).
 AfterEpoch = Callable[[int, nn.Module, float, float], None]
@@ -75,11 +86,11 @@ class Settings:
             if getattr(self, name) < smallest:
                 raise InputError(f"{name} must be at least {smallest}; got {getattr(self, name)}")
         choices = (
-            ("optimiser", ("adamw", "adam")),
-            ("schedule", ("cosine", "constant", "one-cycle")),
+            ("optimiser", OPTIMISERS),
+            ("schedule", SCHEDULES),
             ("augmentation", (False, *AUGMENTATIONS)),
             ("loss", ("binary", "cross-entropy")),
-            ("precision", ("float32", "bfloat16")),
+            ("precision", PRECISIONS),
         )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
@@ -147,7 +158,9 @@ def train(
     device = compute.torch_device
     network.to(device)
     averaged = copy.deepcopy(network).eval()
-    optimiser = _optimiser(network, settings)
+    optimiser = optimiser_of(
+        network, settings.optimiser, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+    )
     identity = json.dumps(
         settings.record()
         | {
@@ -164,7 +177,7 @@ def train(
     # the tolerance of the lowest is always among them.
     records: list[tuple[int, float, float, dict[str, torch.Tensor]]] = []
     seconds = 0.0
-    checkpoint = folder / _CHECKPOINT
+    checkpoint = folder / CHECKPOINT
     if checkpoint.is_file():
         state = read_checkpoint(checkpoint, identity, of="patients")
         try:
@@ -198,13 +211,13 @@ def train(
                 if not records or validation_losses[-1] < records[-1][1]:
                     error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else 0.0
                     records = records if settings.tolerance else []
-                    records.append((epoch, validation_losses[-1], error, _weights(averaged)))
+                    records.append((epoch, validation_losses[-1], error, copied_weights(averaged)))
             else:
-                records = [(epoch, losses[-1], 0.0, _weights(averaged))]
+                records = [(epoch, losses[-1], 0.0, copied_weights(averaged))]
             seconds += time.perf_counter() - started
             if after_epoch is not None:
                 after_epoch(epoch, averaged, losses[-1], validation_losses[-1] if validation else math.nan)
-            _write_checkpoint(
+            write_checkpoint(
                 checkpoint,
                 {
                     "identity": identity,
@@ -230,18 +243,6 @@ def train(
     network.load_state_dict(weights)
     network.to("cpu").eval()
     return Trained(epoch, tuple(losses), tuple(validation_losses), round(seconds, 1))
-
-
-def finish(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json` and drop the checkpoint: the training is done."""
-    write_json(metrics, folder / "metrics.json")
-    (folder / _CHECKPOINT).unlink(missing_ok=True)
-
-
-def _optimiser(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    if settings.optimiser == "adamw":
-        return torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.Adam(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def _one_epoch(
@@ -274,10 +275,16 @@ def _one_epoch(
         batches = [batch for batch in _split(order, settings.batch_size) if len(batch) > 1]
         for number, batch in enumerate(tracked(batches, f"{title}: epoch {epoch}", shown=compute.progress), start=1):
             for group in optimiser.param_groups:
-                group["lr"] = _learning_rate(settings, epoch, (number - 1) / len(batches))
+                group["lr"] = learning_rate_at(
+                    settings.schedule,
+                    settings.learning_rate,
+                    epochs=settings.epochs,
+                    epoch=epoch,
+                    done=(number - 1) / len(batches),
+                )
             images = np.stack([_augmented(training[index].load(), transform) for index in batch])
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-                output, evidence = _answer(network, _to(images, device), settings)
+                output, evidence = _answer(network, to_device(images, device), settings)
             its_labels = torch.tensor([labels[index] for index in batch])
             loss = _loss(output.float(), its_labels, weights, settings).mean()
             # Several batches make the step that one of all their examples would make, whatever their classes.
@@ -292,7 +299,7 @@ def _one_epoch(
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
             optimiser.step()
             optimiser.zero_grad()
-            _average(averaged, network, settings.averaging)
+            average(averaged, network, settings.averaging)
     finally:
         torch.random.set_rng_state(torch_state)
     return float(np.mean(losses))
@@ -327,38 +334,13 @@ def _loss(output: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, set
     return each * share.to(output.device)
 
 
-def _learning_rate(settings: Settings, epoch: int, done: float) -> float:
-    """The learning rate at a step of an epoch (1-based), of which the share `done` is over."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    if settings.schedule == "cosine":
-        return settings.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2
-    progress, warming = (epoch - 1 + done) / settings.epochs, 0.2
-    falling = (1 + math.cos(math.pi * (progress - warming) / (1 - warming))) / 2
-    return settings.learning_rate * (max(progress / warming, 0.04) if progress < warming else falling)
-
-
 def _augmented(image: np.ndarray, transform: Compose | None) -> np.ndarray:
     return image if transform is None else np.asarray(transform(torch.tensor(image)))
-
-
-def _to(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.tensor(images, dtype=torch.float32)  # a copy: the network must not write into the examples
-    return tensor.to(device, memory_format=torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d)
 
 
 def _split(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-@torch.no_grad()
-def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    for mean, value in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.dtype.is_floating_point:
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
 
 
 def _kept(
@@ -374,14 +356,5 @@ def _losses(
     network: nn.Module, examples: Sequence[Example], weights: torch.Tensor, settings: Settings, device: torch.device
 ) -> torch.Tensor:
     """The loss of each example, (N,)."""
-    logits = torch.cat([network(_to(example.load()[None], device)).float().cpu() for example in examples])
+    logits = torch.cat([network(to_device(example.load()[None], device)).float().cpu() for example in examples])
     return _loss(logits, torch.tensor([example.label for example in examples]), weights, settings)
-
-
-def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-
-
-def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    with writing(path) as temporary:
-        torch.save(state, temporary)

@@ -31,11 +31,12 @@ from voxplain.io.bundle import load_model, save_model
 from voxplain.metrics.concentration import relevance_entropy, top_share
 from voxplain.metrics.overlap import best_grouping
 from voxplain.metrics.statistics import bootstrap_interval
+from voxplain.optimisation import finish
 from voxplain.studies.cross_validation import fold_parts, new_network
 from voxplain.studies.hemispheres import TASK
 from voxplain.studies.scoring import CASE_COLUMNS, SCORE_COLUMNS
 from voxplain.studies.task import Labelled, Preset
-from voxplain.training import finish, train
+from voxplain.training import train
 
 # What is measured of each map, its kind, and what the figure calls it.
 MEASURES = {

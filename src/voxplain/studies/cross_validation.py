@@ -29,9 +29,10 @@ from voxplain.io.bundle import build_network, load_model, save_model
 from voxplain.metrics.classification import auc_within, balanced_accuracy
 from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.model import Card, Model
+from voxplain.optimisation import finish
 from voxplain.studies.model_page import model_page
 from voxplain.studies.task import Labelled, Preset, Task
-from voxplain.training import Settings, Trained, finish, train
+from voxplain.training import Settings, Trained, train
 
 Parts = tuple[list[Case], list[Case], list[Case]]
 

@@ -17,11 +17,12 @@ from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, read_json, write_text
 from voxplain.io.bundle import load_model, save_model
 from voxplain.model import Card, Model
+from voxplain.optimisation import finish
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.gp_data import LabelledSlice, Stack, check_classes, read_slices
 from voxplain.studies.gp_presets import preset
 from voxplain.studies.model_page import slices_page
-from voxplain.training import finish, train
+from voxplain.training import train
 
 _DATA = {
     "cheng": (

@@ -1,0 +1,102 @@
+"""Made lesions of multiple sclerosis in real scans: real shapes and places, painted into tissue that is healthy."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from voxplain.errors import InputError
+from voxplain.grid import resample
+from voxplain.scan import Labels, Scan
+
+_EDGES = ndimage.generate_binary_structure(3, 2)
+# Of the brain's voxels by T1: between these shares lies white matter, whatever the scanner.
+_WHITE = (70, 95)
+# Of white matter's T1: darker is fluid, where no lesion lies.
+_FLUID = 0.55
+# How bright lesions of a patient are, as shares of white matter, and how far those of one patient differ (log scale).
+_FLAIR, _T1 = (1.2, 1.5), (0.7, 0.95)
+_DIFFERENCE = 0.1
+_FLAIR_LIMITS, _T1_LIMITS = (1.1, 1.8), (0.5, 1.0)
+_TEXTURE = 0.05
+_TEXTURE_MM = 1.5
+# Blur of a lesion's edge, as standard deviation: a voxel at the border is partly lesion.
+_EDGE_MM = (0.5, 0.9)
+# Made lesions stay so far from known ones, so that no real border is painted over.
+_APART_MM = 2.0
+
+
+def white_matter(scan: Scan) -> dict[str, float]:
+    """The median intensity of white matter by sequence, of a skull-stripped scan with FLAIR and T1.
+
+    White matter is taken to be what lies between the 70th and the 95th percentile of T1 over the brain.
+
+    Raises:
+        InputError: no flair or t1, or a scan without brain.
+    """
+    t1 = scan.channel("t1")
+    brain = scan.foreground()
+    if "flair" not in scan.channels or not brain.any():
+        raise InputError(f"expected a skull-stripped scan with flair and t1; got {', '.join(scan.channels)}")
+    low, high = np.percentile(t1[brain], _WHITE)
+    inside = brain & (t1 >= low) & (t1 <= high)
+    return {name: float(np.median(data[inside])) for name, data in zip(scan.channels, scan.data, strict=True)}
+
+
+def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels | None = None) -> tuple[Scan, Labels]:
+    """A scan with lesions painted into its healthy tissue: bright on FLAIR, dark on T1, with partial volume.
+
+    A patient's lesions are 1.2 to 1.5 times as bright as white matter on FLAIR and 0.7 to 0.95 times on T1, each of
+    them a little otherwise, with some texture; tissue that is brighter on FLAIR, or darker on T1, stays so. Other
+    sequences stay as they are. What of a lesion lies outside the brain, in fluid or within 2 mm of a known lesion is
+    left out.
+
+    Args:
+        scan: skull-stripped, with flair and t1, as the scanner gave it (not normalised).
+        lesions: shapes and places; every label but 0 counts. On another grid they are brought by nearest voxel.
+        seed: what all that is random follows from.
+        known: lesions that the scan has already, on its grid.
+
+    Returns:
+        The scan, and a mask of 0 and 1: made and known lesions.
+
+    Raises:
+        InputError: no flair or t1, no brain, or known lesions on another grid.
+    """
+    white = white_matter(scan)
+    if known is not None and (difference := scan.grid.difference(known.grid)):
+        raise InputError(f"known lesions lie on the scan's grid; these differ: {difference}")
+    random = np.random.default_rng(seed)
+    there = resample(lesions.data, lesions.grid, scan.grid, nearest=True) > 0
+    there &= scan.foreground() & (scan.channel("t1") > _FLUID * white["t1"])
+    mask = np.zeros_like(there) if known is None else known.data > 0
+    if mask.any():
+        there &= ndimage.distance_transform_edt(~mask, sampling=scan.grid.spacing) > _APART_MM
+    data = scan.data.copy()
+    if there.any():
+        (box,) = ndimage.find_objects(ndimage.binary_dilation(there, iterations=4).astype(np.int8))
+        numbers, count = ndimage.label(there[box], _EDGES)
+        spacing = np.array(scan.grid.spacing)
+        edge = random.uniform(*_EDGE_MM) / spacing
+        share = ndimage.gaussian_filter(there[box].astype(np.float32), edge)
+        texture = ndimage.gaussian_filter(random.standard_normal(share.shape, dtype=np.float32), _TEXTURE_MM / spacing)
+        texture = 1 + _TEXTURE * texture / (texture.std() or 1)
+        share = np.where(scan.foreground()[box], np.clip(share * random.uniform(1, 1.25), 0, 1), 0)
+        for name, its_range, limits, further in (
+            ("flair", _FLAIR, _FLAIR_LIMITS, np.maximum),
+            ("t1", _T1, _T1_LIMITS, np.minimum),
+        ):
+            each = random.uniform(*its_range) * np.exp(random.normal(0, _DIFFERENCE, count + 1))
+            each = np.clip(each, *limits).astype(np.float32) * white[name]
+            signal = _spread(each[numbers], there[box], edge) * texture
+            channel = data[scan.channels.index(name)][box]
+            channel += share * (further(signal, channel) - channel)
+    return Scan(data, scan.grid, scan.channels), Labels(mask | there, scan.grid)
+
+
+def _spread(values: np.ndarray, inside: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Values of lesions carried on beyond their border, where a voxel is lesion in part."""
+    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+    total = ndimage.gaussian_filter(np.where(inside, values, 0).astype(np.float32), sigma)
+    spread: np.ndarray = total / np.maximum(weight, 1e-6)
+    return spread
