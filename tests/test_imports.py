@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "partition": _TYPES,
     "midplane": _TYPES,
     "preparation": _TYPES | {"midplane", "model"},
+    "preprocessing": _TYPES,
     "randomisation": {"errors", "model"},
     "networks": set(),
     "losses": set(),
@@ -44,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "augmentation": set(),
     "balance": {"errors"},
     "optimisation": {"io"},
+    "segmentation_training": _LOWER | {"engine", "augmentation", "losses", "optimisation"},
     "training": _LOWER
     | {"engine", "augmentation", "balance", "datasets", "losses", "metrics", "networks"}
     | {"optimisation"},

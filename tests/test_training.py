@@ -140,14 +140,14 @@ def test_the_loss_falls_and_the_task_is_learned(tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, kept = iter([0.9, 0.5, 0.8, 0.7, 0.1]), []
-    original = voxplain.training._weights
+    original = voxplain.training.copied_weights
 
     def weights(network: nn.Module) -> dict[str, torch.Tensor]:
         kept.append(original(network))
         return kept[-1]
 
     monkeypatch.setattr(voxplain.training, "_losses", lambda *_: torch.tensor([next(losses)], dtype=torch.float64))
-    monkeypatch.setattr(voxplain.training, "_weights", weights)
+    monkeypatch.setattr(voxplain.training, "copied_weights", weights)
     trained, state = run(tmp_path, settings=dataclasses.replace(QUICK, epochs=5, patience=2))
     assert trained.best_epoch == 2
     assert trained.validation_losses == (0.9, 0.5, 0.8, 0.7)

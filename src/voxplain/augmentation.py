@@ -6,17 +6,21 @@ import math
 
 from monai.transforms import (
     Compose,
+    RandAdjustContrast,
     RandAffine,
+    RandBiasField,
     RandCoarseDropout,
     RandFlip,
     RandGaussianNoise,
+    RandGaussianSmooth,
     RandRotate,
     RandScaleIntensity,
+    RandShiftIntensity,
     RandStdShiftIntensity,
 )
 
 # True is the strong one for volumes, as `Settings.augmentation` says it.
-AUGMENTATIONS = (True, "gentle", "slices", "turns")
+AUGMENTATIONS = (True, "gentle", "slices", "turns", "lesions")
 
 
 def augmentation(kind: bool | str = True) -> Compose:
@@ -34,7 +38,20 @@ def augmentation(kind: bool | str = True) -> Compose:
       either way, as paper gp has it (002, table 2).
     - "slices", for slices: mirroring, a rotation by up to 25 degrees, shift, scaling, brightness, contrast and noise,
       which falls on the background, too.
+    - "lesions", for patches of volumes with z-scores: contrast, brightness, a bias field, blur and noise per scan or
+      sequence, nothing that moves a voxel.
     """
+    if kind == "lesions":
+        return Compose(
+            [
+                RandScaleIntensity(factors=0.2, prob=0.7, channel_wise=True),
+                RandShiftIntensity(offsets=0.15, prob=0.7, channel_wise=True),
+                RandAdjustContrast(gamma=(0.75, 1.35), prob=0.5),
+                RandBiasField(coeff_range=(0.0, 0.06), prob=0.3),
+                RandGaussianSmooth(sigma_x=(0.3, 0.8), sigma_y=(0.3, 0.8), sigma_z=(0.3, 0.8), prob=0.3),
+                RandGaussianNoise(std=0.12, prob=0.5),
+            ]
+        )
     if kind == "turns":
         turn = RandRotate(range_x=11 / 6 * math.pi, prob=1.0, mode="bilinear", padding_mode="zeros")
         return Compose([*(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(2)), turn])

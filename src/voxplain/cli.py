@@ -16,6 +16,7 @@ from voxplain.commands import gp, grades, hemispheres, perturbation, phantom, re
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.options import Device, Memory, Out, Seed, Threads, compute_of, error_console, out_console
+from voxplain.commands.preprocess import preprocess_scan
 from voxplain.commands.report import report_results
 from voxplain.commands.segment import segment_scan
 from voxplain.errors import InputError
@@ -67,6 +68,7 @@ _explain = _group("explain", "Explain what a network says of a scan: one sub-com
 for _name, _kind in known_explainers().items():
     _explain.command(_name)(explain_command(_kind))
 app.command("check")(check_results)
+app.command("preprocess")(preprocess_scan)
 app.command("report")(report_results)
 app.command("segment")(segment_scan)
 _train = _group("train", "Train a network: a classifier on labels of whole inputs, or a fill against a classifier.")

@@ -14,14 +14,16 @@ _EDGES = ndimage.generate_binary_structure(3, 2)
 _WHITE = (70, 95)
 # Of white matter's T1: darker is fluid, where no lesion lies.
 _FLUID = 0.55
-# How bright lesions of a patient are, as shares of white matter, and how far those of one patient differ (log scale).
-_FLAIR, _T1 = (1.2, 1.5), (0.7, 0.95)
+# How bright lesions of a patient are, as shares of healthy tissue, and how far those of one patient differ (log scale).
+_FLAIR, _T1 = (1.15, 1.5), (0.68, 0.95)
 _DIFFERENCE = 0.1
-_FLAIR_LIMITS, _T1_LIMITS = (1.1, 1.8), (0.5, 1.0)
+_FLAIR_LIMITS, _T1_LIMITS = (1.08, 1.8), (0.5, 1.0)
+# How much of a voxel's signal a lesion takes at most: some are faint.
+_STRENGTH = (0.5, 1.0)
 _TEXTURE = 0.05
 _TEXTURE_MM = 1.5
 # Blur of a lesion's edge, as standard deviation: a voxel at the border is partly lesion.
-_EDGE_MM = (0.5, 0.9)
+_EDGE_MM = (0.4, 1.1)
 # Made lesions stay so far from known ones, so that no real border is painted over.
 _APART_MM = 2.0
 
@@ -46,10 +48,10 @@ def white_matter(scan: Scan) -> dict[str, float]:
 def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels | None = None) -> tuple[Scan, Labels]:
     """A scan with lesions painted into its healthy tissue: bright on FLAIR, dark on T1, with partial volume.
 
-    A patient's lesions are 1.2 to 1.5 times as bright as white matter on FLAIR and 0.7 to 0.95 times on T1, each of
-    them a little otherwise, with some texture; tissue that is brighter on FLAIR, or darker on T1, stays so. Other
-    sequences stay as they are. What of a lesion lies outside the brain, in fluid or within 2 mm of a known lesion is
-    left out.
+    A patient's lesions are 1.15 to 1.5 times as bright as healthy tissue on FLAIR and 0.68 to 0.95 times on T1, each
+    of them a little otherwise. What counts as healthy tissue lies, by lesion, between white matter and the voxel as it
+    was: some lesions are uniform, others show the tissue that they grew in; some are faint. Other sequences stay as
+    they are. What of a lesion lies outside the brain, in fluid or within 2 mm of a known lesion is left out.
 
     Args:
         scan: skull-stripped, with flair and t1, as the scanner gave it (not normalised).
@@ -78,24 +80,29 @@ def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels |
         numbers, count = ndimage.label(there[box], _EDGES)
         spacing = np.array(scan.grid.spacing)
         edge = random.uniform(*_EDGE_MM) / spacing
-        share = ndimage.gaussian_filter(there[box].astype(np.float32), edge)
-        texture = ndimage.gaussian_filter(random.standard_normal(share.shape, dtype=np.float32), _TEXTURE_MM / spacing)
+        texture = ndimage.gaussian_filter(
+            random.standard_normal(numbers.shape, dtype=np.float32), _TEXTURE_MM / spacing
+        )
         texture = 1 + _TEXTURE * texture / (texture.std() or 1)
-        share = np.where(scan.foreground()[box], np.clip(share * random.uniform(1, 1.25), 0, 1), 0)
+        # Each lesion's own values are carried on beyond its border, where a voxel is lesion in part.
+        strength = _spread(random.uniform(*_STRENGTH, count + 1)[numbers], there[box], edge)
+        uniform = _spread(random.uniform(0, 1, count + 1)[numbers], there[box], edge)
+        share = strength * ndimage.gaussian_filter(there[box].astype(np.float32), edge)
+        share = np.where(scan.foreground()[box], np.clip(share, 0, 1), 0)
         for name, its_range, limits, further in (
             ("flair", _FLAIR, _FLAIR_LIMITS, np.maximum),
             ("t1", _T1, _T1_LIMITS, np.minimum),
         ):
             each = random.uniform(*its_range) * np.exp(random.normal(0, _DIFFERENCE, count + 1))
-            each = np.clip(each, *limits).astype(np.float32) * white[name]
-            signal = _spread(each[numbers], there[box], edge) * texture
+            contrast = _spread(np.clip(each, *limits)[numbers], there[box], edge) * texture
             channel = data[scan.channels.index(name)][box]
-            channel += share * (further(signal, channel) - channel)
+            healthy = uniform * white[name] + (1 - uniform) * channel
+            channel += share * (further(contrast * healthy, channel) - channel)
     return Scan(data, scan.grid, scan.channels), Labels(mask | there, scan.grid)
 
 
 def _spread(values: np.ndarray, inside: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Values of lesions carried on beyond their border, where a voxel is lesion in part."""
+    """Values of lesions (X, Y, Z), carried on beyond their borders."""
     weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
     total = ndimage.gaussian_filter(np.where(inside, values, 0).astype(np.float32), sigma)
     spread: np.ndarray = total / np.maximum(weight, 1e-6)
