@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": _LOWER,
     "explain": _LOWER | {"engine", "networks", "losses"},
     "segment": _TYPES | {"explanation"},
+    "lesions": _TYPES,
     "refine": _TYPES | {"explanation"},
     "metrics": _TYPES | {"explanation", "model", "target", "randomisation"},
     "checks": _LOWER | {"engine", "explain", "metrics"},
