@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": _TYPES | {"explanation", "model", "target", "randomisation"},
     "checks": _LOWER | {"engine", "explain", "metrics"},
     "results": _TYPES | {"explanation", "io"},
+    "prediction": _LOWER | {"engine", "explain", "lesions"},
     "report": _LOWER | {"segment", "results", "metrics"},
     "calibration": set(),
     "augmentation": set(),

@@ -24,17 +24,14 @@ class ClassActivationMap(Explainer):
 
     family: ClassVar[str] = "class activation"
     needs: ClassVar[Literal["calls", "gradients", "layer"]] = "layer"
+    unit: ClassVar[str] = "logit gradient x activation"
 
     layer: str = field(default="", metadata={"help": "name of the layer, such as layer2 (a wrong name lists them all)"})
 
     def _relevance(self, probe: Probe) -> Relevance:
-        if not self.layer:
-            raise InputError(
-                f"{self.name} needs the name of a layer; this network has {', '.join(probe.layers_like_blocks())}"
-            )
-        activation, gradient = probe.activation_and_gradient(self.layer)
-        weights = self._weights(activation, gradient)
-        coarse = np.maximum(np.tensordot(weights, activation, axes=(0, 0)), 0)
+        layer = self.layer or self._default_layer(probe)
+        activation, gradient = probe.activation_and_gradient(layer)
+        coarse = np.maximum(self._weighted(activation, self._scale(probe) * gradient), 0)
         size = probe.input.shape[1 : 1 + coarse.ndim]
         fine = functional.interpolate(
             torch.from_numpy(coarse)[None, None], size=size, mode="bilinear" if coarse.ndim == 2 else "trilinear"
@@ -42,15 +39,25 @@ class ClassActivationMap(Explainer):
         spacing = probe.prepared.input.grid.spacing
         grid = [round(s * n / c, 3) for s, n, c in zip(spacing, size, coarse.shape, strict=False)]
         return Relevance(
-            unit="logit gradient x activation",
+            unit=self.unit,
             signed=False,
             map=fine.reshape(1, *probe.input.shape[1:]),
-            facts={"layer": self.layer, "layer_shape": list(coarse.shape), "layer_grid_mm": grid},
+            facts={"layer": layer, "layer_shape": list(coarse.shape), "layer_grid_mm": grid},
         )
 
     @abstractmethod
-    def _weights(self, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """One weight per feature map, (channels,), from activation and gradient (channels, spatial...)."""
+    def _weighted(self, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """The weighted sum of feature maps, (spatial...), from activation and gradient (channels, spatial...)."""
+
+    def _default_layer(self, probe: Probe) -> str:
+        """The layer that is taken where none is named."""
+        raise InputError(
+            f"{self.name} needs the name of a layer; this network has {', '.join(probe.layers_like_blocks())}"
+        )
+
+    def _scale(self, probe: Probe) -> float:
+        """What the score that the method speaks of is, as a multiple of the target's."""
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -60,5 +67,5 @@ class GradCAM(ClassActivationMap):
     name: ClassVar[str] = "grad-cam"
     cost: ClassVar[str] = "2 forward, 1 backward"
 
-    def _weights(self, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        return gradient.reshape(len(gradient), -1).mean(axis=1)
+    def _weighted(self, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        return np.tensordot(gradient.reshape(len(gradient), -1).mean(axis=1), activation, axes=(0, 0))
