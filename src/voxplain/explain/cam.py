@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from voxplain.engine.differentiating import add_inside
 from voxplain.engine.probe import Probe
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer, Relevance
@@ -19,7 +20,8 @@ from voxplain.explain.explainer import Explainer, Relevance
 class ClassActivationMap(Explainer):
     """What all CAMs share: positive part of the weighted sum of a layer's feature maps, resized linearly.
 
-    High values are important. The layer's own grid is coarse; its voxel size is stated in the provenance.
+    High values are important. The layer's own grid is coarse; its voxel size is stated in the provenance. Of a network
+    that reads the scan in windows, each window's sum is resized and added up, and the positive part is that of the sum.
     """
 
     family: ClassVar[str] = "class activation"
@@ -29,19 +31,27 @@ class ClassActivationMap(Explainer):
     layer: str = field(default="", metadata={"help": "name of the layer, such as layer2 (a wrong name lists them all)"})
 
     def _relevance(self, probe: Probe) -> Relevance:
-        layer = self.layer or self._default_layer(probe)
-        activation, gradient = probe.activation_and_gradient(layer)
-        coarse = np.maximum(self._weighted(activation, self._scale(probe) * gradient), 0)
-        size = probe.input.shape[1 : 1 + coarse.ndim]
-        fine = functional.interpolate(
-            torch.from_numpy(coarse)[None, None], size=size, mode="bilinear" if coarse.ndim == 2 else "trilinear"
-        )[0, 0].numpy()
+        layer, scale = self.layer or self._default_layer(probe), self._scale(probe)
+        pieces = probe.activation_and_gradient(layer)
+        found = np.zeros((1, *probe.input.shape[1:]), dtype=np.float32)
+        for piece in pieces:
+            coarse = self._weighted(piece.activation, scale * piece.gradient)
+            # What windows contribute adds up before the positive part is taken.
+            if len(pieces) == 1:
+                coarse = np.maximum(coarse, 0)
+            size = tuple(stop - start for start, stop in piece.sides)
+            fine = functional.interpolate(
+                torch.from_numpy(coarse)[None, None],
+                size=size[: coarse.ndim],
+                mode="bilinear" if coarse.ndim == 2 else "trilinear",
+            )[0].numpy()
+            add_inside(found, fine.reshape(1, *size), piece.sides)
         spacing = probe.prepared.input.grid.spacing
         grid = [round(s * n / c, 3) for s, n, c in zip(spacing, size, coarse.shape, strict=False)]
         return Relevance(
             unit=self.unit,
             signed=False,
-            map=fine.reshape(1, *probe.input.shape[1:]),
+            map=np.maximum(found, 0),
             facts={"layer": layer, "layer_shape": list(coarse.shape), "layer_grid_mm": grid},
         )
 
