@@ -1,6 +1,6 @@
 """voxplain explains networks that read 3D medical images, and turns the explanations into segmentations."""
 
-from voxplain import refine, segment
+from voxplain import lesions, refine, segment
 from voxplain.checks.check import check
 from voxplain.compute import Compute
 from voxplain.errors import InputError
@@ -40,6 +40,7 @@ __all__ = [
     "Scan",
     "Target",
     "check",
+    "lesions",
     "load_model",
     "read",
     "read_image",

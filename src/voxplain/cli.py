@@ -15,6 +15,7 @@ from rich.table import Table
 from voxplain.commands import gp, grades, hemispheres, perturbation, phantom, relevance
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
+from voxplain.commands.lesions import predict_scan
 from voxplain.commands.options import Device, Memory, Out, Seed, Threads, compute_of, error_console, out_console
 from voxplain.commands.preprocess import preprocess_scan
 from voxplain.commands.report import report_results
@@ -67,6 +68,7 @@ def _group(name: str, words: str) -> typer.Typer:
 _explain = _group("explain", "Explain what a network says of a scan: one sub-command per method.")
 for _name, _kind in known_explainers().items():
     _explain.command(_name)(explain_command(_kind))
+app.command("predict")(predict_scan)
 app.command("check")(check_results)
 app.command("preprocess")(preprocess_scan)
 app.command("report")(report_results)

@@ -43,13 +43,15 @@ def write_results(
     rule: str,
     sources: Mapping[str, Path] | None = None,
     seen: bool | None = None,
+    lesion: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write the map `NAME.nii.gz`, `NAME-mask.nii.gz` and the provenance `NAME.json`.
 
     Maps of parts also leave `NAME-parts.nii.gz` and `NAME-ranks.tsv`. `name` is the method's, so that several methods
     share a folder. The provenance keeps `rule`, how the mask was made; `sources`, the scan's files by sequence, by
     which `voxplain report` finds the scan again; and `seen`, whether the network was trained on this scan, None where
-    nobody knows. Fingerprints of map and mask tell whether the files are still those of this run.
+    nobody knows. `lesion` says which lesion it explains: its `number`, the file of `labels` in the same folder, and the
+    `peaks` of the maps. Fingerprints of map and mask tell whether the files are still those of this run.
 
     Returns:
         The paths, by what they hold.
@@ -69,6 +71,8 @@ def write_results(
     content["mask"] = {"rule": rule, "volume_ml": round(mask.volume, 3)}
     content["fingerprints"] = {"map": _fingerprint(explanation.map), "mask": _fingerprint(mask.data)}
     content["seen"] = seen
+    if lesion is not None:
+        content["lesion"] = dict(lesion)
     if sources is not None:
         content["sources"] = {sequence: str(path.resolve()) for sequence, path in sources.items()}
     write_json(json.loads(json.dumps(content, default=str)), paths["provenance"])

@@ -84,7 +84,10 @@ class ClassScore(Target):
             return
         advice = "name all classes in the card, or wrap the network so that it returns scores"
         if output == (*expected, *inputs[2:]):
-            advice = "a network that gives a map per class is explained by region: target=vx.RegionScore(name, region)"
+            advice = (
+                "a network that gives a map per class is explained by region: --lesion N on the command line, "
+                "target=vx.RegionScore(name, region) in Python"
+            )
         raise InputError(f"expected one score per class, shape {expected}; the network returns {output}: {advice}")
 
     def positive(self, output: torch.Tensor, card: Card) -> bool:
@@ -97,7 +100,7 @@ class ClassScore(Target):
 
     def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
         """Probability of the class, (B,) float64, by the activation that the card states."""
-        return _squashed(output, card)[:, card.classes.index(self.name)]
+        return probabilities(output, card)[:, card.classes.index(self.name)]
 
     def record(self) -> dict[str, Any]:
         """Kind and name."""
@@ -142,7 +145,7 @@ class PredictedClass(Target):
 
     def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
         """Probability of the highest class, (B,) float64, by the activation that the card states."""
-        return _squashed(output, card).amax(dim=1)
+        return probabilities(output, card).amax(dim=1)
 
     def record(self) -> dict[str, Any]:
         """Kind alone; provenance says of each region which class it was."""
@@ -255,7 +258,7 @@ class RegionScore(Target):
 
     def probability(self, output: torch.Tensor, card: Card) -> torch.Tensor:
         """Mean over the region's voxels of the probability of the class, (B,) float64."""
-        return _squashed(self._voxels(output), card)[:, card.classes.index(self.name)].mean(dim=1)
+        return probabilities(self._voxels(output), card)[:, card.classes.index(self.name)].mean(dim=1)
 
     def record(self) -> dict[str, Any]:
         """Kind, name, label, and of the region how many voxels it has and its fingerprint."""
@@ -293,8 +296,8 @@ def _check_class(name: str, card: Card) -> None:
         raise InputError(f"the model has no class {name!r}; it has {', '.join(card.classes)}")
 
 
-def _squashed(output: torch.Tensor, card: Card) -> torch.Tensor:
-    """Probabilities, float64, of raw output (B, classes, ...)."""
+def probabilities(output: torch.Tensor, card: Card) -> torch.Tensor:
+    """Probabilities (B, classes, ...), float64, of raw output, by the activation that the card states."""
     # Near 1 the steps of 32-bit numbers are larger than what a part changes when the network is sure.
     output = output.double()
     return torch.sigmoid(output) if card.activation == "sigmoid" else torch.softmax(output, dim=1)

@@ -13,6 +13,7 @@ import typer
 
 import voxplain.explain
 from voxplain import segment
+from voxplain.commands.lesions import Question, explain_lesions
 from voxplain.commands.options import out_console, read_scan, scan_files, seen_by, sources_of
 from voxplain.compute import Compute
 from voxplain.datasets.brats import SEQUENCES
@@ -22,11 +23,11 @@ from voxplain.explanation import Explanation
 from voxplain.io.atomic import output_folder, writing
 from voxplain.io.bundle import load_model
 from voxplain.io.image import is_image
-from voxplain.model import Card
+from voxplain.model import Card, Model
 from voxplain.report.heat_map import heat_map_picture
 from voxplain.results import print_ranks, write_results
 from voxplain.scan import Labels
-from voxplain.target import ClassScore, PredictedClass, Target, default_target
+from voxplain.target import ClassScore, PredictedClass, RegionScore, Target, default_target
 
 
 def known_explainers() -> dict[str, type[Explainer]]:
@@ -71,8 +72,27 @@ def explain_command(kind: type[Explainer]) -> Callable[..., None]:
             None,
             help="class to explain, or 'predicted': the highest of each region, the default of a softmax over classes",
         ),
-        option("mask_rule", str, "otsu", "--mask", help="otsu, multi-otsu, top:N (ranks) or fixed:VALUE"),
-        option("smallest", float, 0.0, help="drop components of the mask below this volume in mm^3"),
+        option(
+            "lesion",
+            str | None,
+            None,
+            help="of a segmentation network: the number of the lesion to explain, as voxplain predict has it, or all",
+        ),
+        option("reference", Path | None, None, help="expert mask: says which lesions are right, and adds missed ones"),
+        option("threshold", float | None, None, help="probability from which a voxel is lesion; the card's by default"),
+        option(
+            "mask_rule",
+            str | None,
+            None,
+            "--mask",
+            help="otsu (the default; of a lesion's map the lesion itself), multi-otsu, top:N (ranks) or fixed:VALUE",
+        ),
+        option(
+            "smallest",
+            float | None,
+            None,
+            help="drop components of the mask below this volume in mm^3; with --lesion, lesions (5 by default)",
+        ),
         option("components", int | None, None, help="keep this many of the mask's largest components per region"),
         option("card", Path | None, None, help="model card (JSON) for TorchScript files and Python factories"),
         option("seed", int, 0, help="seed of everything random"),
@@ -110,7 +130,8 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     )
     explainer = kind(**options)
     output_folder(run["out"])
-    make_mask = _mask_rule(run["mask_rule"])
+    rule = run["mask_rule"] or "otsu"
+    make_mask = _mask_rule(rule)
     sequences = [f"{name}={path}" for name in SEQUENCES for path in run[name] or []]
     # What a single file shows follows from the card; all other scans are read, and refused, before the model is loaded.
     single = run["scan"] is not None and run["scan"].is_file()
@@ -119,22 +140,51 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     files = scan_files(run["scan"], [*sequences, *(run["sequence"] or [])], channels)
     scan = read_scan(files)
     model = model or load_model(run["model"], run["card"])
+    lesion = run["lesion"] or ("all" if kind.targets == (RegionScore,) else None)
+    if lesion is not None:
+        foreground = Labels(scan.foreground(), scan.grid)
+        explain_lesions(
+            explainer,
+            model,
+            scan,
+            files,
+            lesion=lesion,
+            question=Question(run["target"], run["threshold"], run["smallest"], run["reference"]),
+            out=run["out"],
+            seed=run["seed"],
+            compute=compute,
+            mask_rule=run["mask_rule"],
+            make_mask=partial(make_mask, components=run["components"], mask=foreground),
+        )
+        return
+    _check_needs_no_lesion(kind, model, run)
     target = _target(run["target"], model.card)
     explanation = explainer(model, scan, target=target, seed=run["seed"], compute=compute)
     mask = make_mask(
         explanation,
-        smallest=run["smallest"],
+        smallest=run["smallest"] or 0.0,
         components=run["components"],
         mask=Labels(scan.foreground(), scan.grid),
     )
     sources = sources_of(files)
     seen = seen_by(model.card, sources)
-    paths = write_results(explanation, mask, kind.name, run["out"], rule=run["mask_rule"], sources=sources, seen=seen)
+    paths = write_results(explanation, mask, kind.name, run["out"], rule=rule, sources=sources, seen=seen)
     if is_image(next(iter(files.values()))):
         paths["picture"] = run["out"] / f"{kind.name}.png"
         with writing(paths["picture"]) as temporary:
             temporary.write_bytes(heat_map_picture(scan, explanation, mask))
     _print_results(explanation, mask, paths)
+
+
+def _check_needs_no_lesion(kind: type[Explainer], model: Model, run: dict[str, Any]) -> None:
+    """Raise InputError where options of lesions are given without --lesion, or the network needs it."""
+    if model.card.window is not None:
+        raise InputError(
+            f"{model.card.name} segments, and {kind.name} explains one lesion of it at a time: add --lesion N, or "
+            "--lesion all (voxplain predict lists them)"
+        )
+    if given := [f"--{name}" for name in ("reference", "threshold") if run[name] is not None]:
+        raise InputError(f"{' and '.join(given)} speaks of lesions: add --lesion N, or --lesion all")
 
 
 def _target(name: str | None, card: Card) -> Target:

@@ -13,7 +13,7 @@ from voxplain.engine.probe import Probe
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer, Relevance
 from voxplain.networks.self_explaining import SelfExplaining
-from voxplain.target import ClassScore
+from voxplain.target import ClassScore, PredictedClass, Target
 
 _SHOWN = ("heat-map", "log-odds", "contributions")
 
@@ -36,6 +36,7 @@ class HeatMap(Explainer):
     family: ClassVar[str] = "self-explaining"
     needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]] = "self-explaining"
     cost: ClassVar[str] = "2 forward"
+    targets: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass)
 
     show: str = field(
         default="heat-map",
@@ -55,11 +56,7 @@ class HeatMap(Explainer):
     def _relevance(self, probe: Probe) -> Relevance:
         network, target = probe.model.network, probe.target
         assert isinstance(network, SelfExplaining), "the template lets no other network through"
-        if not isinstance(target, ClassScore):
-            raise InputError(
-                f"{self.name} shows what a network says of a class: target=vx.ClassScore(name) or vx.PredictedClass(); "
-                f"got {type(target).__name__}"
-            )
+        assert isinstance(target, ClassScore), "the predicted class is settled by now"
         readings: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "heat-map": network.heat_map,
             "log-odds": partial(_log_odds, network),

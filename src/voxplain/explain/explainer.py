@@ -27,7 +27,7 @@ from voxplain.model import Model
 from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.preparation import Prepared, prepare
 from voxplain.scan import Labels, Scan
-from voxplain.target import ClassScore, PredictedClass, Target, default_target
+from voxplain.target import ClassScore, PredictedClass, RegionScore, Target, default_target
 
 # Up to so many regions have a bar and notices of their own: the two halves of a head.
 _BARS = 2
@@ -100,6 +100,7 @@ class Explainer(ABC):
     family: ClassVar[str]
     needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]]
     cost: ClassVar[str]
+    targets: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass, RegionScore)
 
     @final
     def __call__(
@@ -122,6 +123,13 @@ class Explainer(ABC):
         """
         target = target or default_target(model.card)
         compute = compute or Compute()
+        if not isinstance(target, self.targets):
+            taken = ", ".join(kind.__name__ for kind in self.targets)
+            advice = "; of a segmentation network, one region at a time: target=vx.RegionScore(name, region)"
+            raise InputError(
+                f"{self.name} explains {taken}, not {type(target).__name__}"
+                + (advice if self.targets == (RegionScore,) else "")
+            )
         target.check(model.card, scan.grid)
         if self.needs == "layer" and not model.differentiable_inside:
             raise InputError(

@@ -85,7 +85,7 @@ def scored(
         announce(probe, samples, count=count, what=what)
     with closing(tracked(samples, probe.prepared.name, shown=shown, total=count)) as stream:
         while batch := list(islice(stream, probe.batch_size)):
-            if all(sample.box != WHOLE for sample in batch) and probe.incremental is not None:
+            if all(sample.box != WHOLE for sample in batch) and probe.works_in_boxes:
                 # Boxes are small: more of them than whole inputs fit into the memory of one batch.
                 if probe.compute.batch_size is None:
                     batch += islice(stream, PATCHES_AT_ONCE - len(batch))
