@@ -44,8 +44,8 @@ def augmentation(kind: bool | str = True) -> Compose:
     if kind == "lesions":
         return Compose(
             [
-                RandScaleIntensity(factors=0.2, prob=0.7, channel_wise=True),
-                RandShiftIntensity(offsets=0.15, prob=0.7, channel_wise=True),
+                RandScaleIntensity(factors=0.4, prob=0.8, channel_wise=True),
+                RandShiftIntensity(offsets=0.4, prob=0.8, channel_wise=True),
                 RandAdjustContrast(gamma=(0.75, 1.35), prob=0.5),
                 RandBiasField(coeff_range=(0.0, 0.06), prob=0.3),
                 RandGaussianSmooth(sigma_x=(0.3, 0.8), sigma_y=(0.3, 0.8), sigma_z=(0.3, 0.8), prob=0.3),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from voxplain.commands import gp, grades, hemispheres, perturbation, phantom, relevance
+from voxplain.commands import gp, grades, hemispheres, lesion_training, perturbation, phantom, relevance
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.lesions import predict_scan
@@ -73,10 +73,13 @@ app.command("check")(check_results)
 app.command("preprocess")(preprocess_scan)
 app.command("report")(report_results)
 app.command("segment")(segment_scan)
-_train = _group("train", "Train a network: a classifier on labels of whole inputs, or a fill against a classifier.")
+_train = _group(
+    "train", "Train a network: a classifier on labels of whole inputs, a fill against one, or a segmentation network."
+)
 _train.command("hemispheres")(hemispheres.train_hemispheres)
 _train.command("grades")(grades.train_grades)
 _train.command("gp")(gp.train_gp)
+_train.command("lesions")(lesion_training.train_lesions)
 _train.command("perturbation")(perturbation.train_perturbation)
 _evaluate = _group("evaluate", "Score a model's maps against expert masks, without training.")
 _evaluate.command("hemispheres")(hemispheres.evaluate_hemispheres)

@@ -42,6 +42,24 @@ def network_free_masks(scan: Scan, region: Region | None = None) -> dict[str, np
     return found
 
 
+def flair_outliers(scan: Scan, *, deviations: float = 3.0) -> np.ndarray:
+    """What is unusually bright on FLAIR, boolean (X, Y, Z): the row that needs no network beside lesions.
+
+    The threshold is the median over the brain plus so many robust standard deviations (1.4826 times the median absolute
+    deviation): no mask chooses it.
+
+    Raises:
+        InputError: no sequence flair, or no brain.
+    """
+    flair = scan.channel("flair")
+    inside = flair != 0
+    if not inside.any():
+        raise InputError("FLAIR is zero in every voxel; expected an image")
+    middle = float(np.median(flair[inside]))
+    spread = 1.4826 * float(np.median(np.abs(flair[inside] - middle)))
+    return inside & (flair > middle + deviations * spread)
+
+
 def bright_flair(score: np.ndarray, *, inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """The mask of row "intensity/flair", boolean, of a volume (X, Y, Z) or of one slice (H, W).
 

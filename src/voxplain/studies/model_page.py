@@ -101,3 +101,42 @@ def slices_page(card: Card) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def lesions_page(card: Card) -> str:
+    """A model card in Markdown of a network that segments lesions (`voxplain train lesions`), from its card's facts."""
+    facts = card.training
+    window = " x ".join(map(str, card.window or ()))
+    lines = [
+        f"# {card.name}",
+        "",
+        card.description,
+        "",
+        "## What it reads and says",
+        "",
+        f"- Sequences, by name: {', '.join(card.channels)}; {card.normalisation} per sequence over voxels that are not "
+        "0; skull-stripped, at 1 mm.",
+        f"- Windows of {window} voxels, {card.overlap:.0%} overlap, Gaussian blending.",
+        f"- Says: {', '.join(card.classes)} ({card.activation}); lesion from a probability of {card.threshold:g}, as "
+        "in the paper; lesions are 18-connected and measure at least 5 mm^3.",
+        f"- Network: `{card.factory}` with {dict(card.arguments)}, {facts['parameters']:,} weights, stored in 16 bits.",
+        "",
+        "## Training",
+        "",
+        f"- Data: {facts['data']}.",
+        f"- Labels: {facts['labels']}.",
+        f"- Patients: {', '.join(facts['ids'])}, each as it is and {facts['painted']} times with made lesions; "
+        f"{facts['phantoms']} made brains; shapes from masks of {facts['shapes']} other patients.",
+        f"- Seed {facts['seed']}, settings {facts['settings']}.",
+        "",
+        "## Figures",
+        "",
+        "Of this architecture and recipe, each patient left out of a training of its own: `docs/results/instance.md`. "
+        "On its own training scans figures are of kind `seen`.",
+        "",
+        "## Limits",
+        "",
+        facts["limits"],
+        "",
+    ]
+    return "\n".join(lines)
