@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from monai.networks.nets import UNet
 
 import voxplain as vx
+from voxplain.commands import report as report_command
 from voxplain.explain import cam
 from voxplain.prediction import predict, read_prediction
 
@@ -372,3 +374,56 @@ def test_a_classifier_has_no_lesions(run: Run, head: Path, tmp_path: Path, tiny_
         code, _, err = run(*command, "--model", folder, *given, "--out", tmp_path / "out")
         assert code == 2
         assert "expected a map per class" in err
+
+
+# report and check
+
+
+@pytest.fixture
+def explained(run: Run, head: Path, tmp_path: Path) -> Path:
+    """All lesions by one method, the first also by another."""
+    out = tmp_path / "out"
+    asked = [*files(head), "--reference", head / "gt.nii.gz", "--out", out]
+    assert run("explain", "instance-grad-cam++", *asked)[0] == 0
+    assert run("explain", "guided-backprop", *asked, "--lesion", 1, "--sequences", "each")[0] == 0
+    return out
+
+
+def test_report_is_a_page_of_lesions(
+    run: Run, head: Path, explained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, _, err = run("report", explained, "--truth", head / "gt.nii.gz")
+    assert code == 0, err
+    text = (explained / "report.html").read_text()
+    assert "The network marks 4 lesions, 0.2 ml in all." in text
+    assert text.count("data-lesion=") == 2 * 5
+    assert str(head) not in text
+    monkeypatch.setattr(report_command, "MOST_LESIONS", 2)
+    assert run("report", explained, "--out", tmp_path / "page.html")[0] == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "This page holds maps of 2 of the 5 lesions. Maps of 3 more lie in out, a file each." in text
+    # Peaks of those that lie elsewhere are in the list all the same.
+    rows = re.findall(r"<tr tabindex.*?</tr>", text, re.DOTALL)
+    assert not any("–" in row for row in rows[5:])
+
+
+def test_report_refuses_what_does_not_belong_together(run: Run, head: Path, explained: Path) -> None:
+    code, _, err = run("predict", *files(head), "--threshold", 0.99, "--smallest", 20, "--out", explained)
+    assert code == 0
+    code, _, err = run("report", explained)
+    assert code == 2
+    assert "instance-grad-cam++-lesion-005 in" in err or "instance-grad-cam++-lesion-004 in" in err
+    assert "explains another lesion than those of lesions.tsv" in err
+    assert err.count("\n") == 1
+
+
+def test_check_finds_the_lesion_again(run: Run, head: Path, tmp_path: Path) -> None:
+    asked = ["--lesion", 1, "--segments", 8, "--mask", "top:1", "--out", tmp_path]
+    assert run("explain", "relevance-map", *files(head, "whole"), *asked)[0] == 0
+    code, out, err = run("check", tmp_path, "--model", head / "whole", "--quick", "--device", "cpu")
+    assert code == 0, err
+    assert "relevance-map-lesion-001:" in out
+    assert "deletion/insertion" in out
+    assert json.loads((tmp_path / "relevance-map-lesion-001.json").read_text())["checks"]["lines"]
+    assert run("report", tmp_path)[0] == 0
+    assert "of 1" in (tmp_path / "report.html").read_text()
