@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "checks": _LOWER | {"engine", "explain", "metrics"},
     "results": _TYPES | {"explanation", "io"},
     "prediction": _LOWER | {"engine", "explain", "lesions"},
-    "report": _LOWER | {"segment", "results", "metrics"},
+    "report": _LOWER | {"segment", "lesions", "results", "metrics"},
     "calibration": set(),
     "augmentation": set(),
     "balance": {"errors"},

@@ -4,7 +4,20 @@ from voxplain import lesions, refine, segment
 from voxplain.checks.check import check
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.explain import LIME, RISE, GradCAM, GuidedBackprop, HeatMap, KernelSHAP, Occlusion, RelevanceMap
+from voxplain.explain import (
+    LIME,
+    RISE,
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedBackprop,
+    HeatMap,
+    HiResCAM,
+    InstanceGradCAMPlusPlus,
+    KernelSHAP,
+    LayerCAM,
+    Occlusion,
+    RelevanceMap,
+)
 from voxplain.explain.explainer import Explainer, replay
 from voxplain.explanation import Explanation, Region
 from voxplain.grid import Grid
@@ -25,12 +38,16 @@ __all__ = [
     "Explainer",
     "Explanation",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Grid",
     "GuidedBackprop",
     "HeatMap",
+    "HiResCAM",
     "InputError",
+    "InstanceGradCAMPlusPlus",
     "KernelSHAP",
     "Labels",
+    "LayerCAM",
     "Model",
     "Occlusion",
     "PredictedClass",

@@ -111,13 +111,13 @@ def read_results(folder: str | Path) -> list[Result]:
     if not folder.is_dir():
         wrong = f"{folder} is a file" if folder.is_file() else f"there is no folder {folder}"
         raise InputError(f"expected a folder of results; {wrong}")
-    names = _result_names(folder)
+    names = result_names(folder)
     if not names:
         raise InputError(
             f"found no results in {folder}; expected NAME.nii.gz, NAME-mask.nii.gz and NAME.json, as "
             "`voxplain explain METHOD ... --out FOLDER` writes them: run it first, or name the folder that it wrote"
         )
-    return [_read_result(folder, name) for name in names]
+    return [read_result(folder, name) for name in names]
 
 
 def _fingerprint(values: np.ndarray) -> str:
@@ -125,7 +125,7 @@ def _fingerprint(values: np.ndarray) -> str:
     return hashlib.sha256((values + values.dtype.type(0)).tobytes()).hexdigest()[:16]
 
 
-def _result_names(folder: Path) -> list[str]:
+def result_names(folder: Path) -> list[str]:
     """What the files of each method begin with, half-finished ones too; other files in the folder do not count."""
     found = set()
     for path in folder.iterdir():
@@ -148,7 +148,14 @@ def _json_of(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _read_result(folder: Path, name: str) -> Result:
+def lesion_of(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a method's provenance says of the lesion that it explains; None where it explains something else."""
+    found = (_json_of(folder / f"{name}.json") or {}).get("lesion")
+    return found if isinstance(found, dict) and isinstance(found.get("number"), int) else None
+
+
+def read_result(folder: Path, name: str) -> Result:
+    """Read back one method by name, as `read_results` does."""
     again = f"run `voxplain explain {name} ... --out {folder}` again"
     content = _json_of(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else {}
     if content is None:

@@ -18,8 +18,9 @@ import voxplain as vx
 from voxplain import explain
 
 CPU = vx.Compute(device="cpu")
+EVERY = [getattr(explain, name) for name in explain.__all__]
 # A network that explains itself says one score per class, and its map is of that score.
-KINDS = [kind for kind in (getattr(explain, name) for name in explain.__all__) if kind.needs != "self-explaining"]
+KINDS = [kind for kind in EVERY if vx.RegionScore in kind.targets]
 # A flipped, anisotropic grid with an odd origin; RAS+ world, so this one is LAS.
 AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
 # Lengths in mm must suit worlds of 2 to 4 cm, and numbers of samples a suite that runs each method many times.
@@ -176,3 +177,50 @@ def test_a_constant_network_gives_a_zero_map(explainer: vx.Explainer) -> None:
     nn.init.zeros_(network.head.weight)
     why = run(explainer, dataclasses.replace(world, model=vx.Model(network, world.model.card)))
     np.testing.assert_array_equal(why.map, 0)
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
+def test_leaves_everything_as_it_was(explainer: vx.Explainer, error: type[BaseException] | None) -> None:
+    world = WORLDS["volume"]
+    network = Segmenter(2, 1, 3, 3.0).train()
+    network.features[1].eval()
+    network.head.weight.requires_grad_(False)
+    network.features.register_forward_hook(lambda module, inputs, output: None)
+    calls: list[int] = []
+
+    def stumble(module: nn.Module, inputs: object, output: object) -> None:
+        calls.append(1)
+        if error is not None and len(calls) > 1:
+            raise error("stumbled")
+
+    network.up.register_forward_hook(stumble)
+    modules = [*network.modules()]
+
+    def everything() -> dict[str, Any]:
+        hooks = [(sort, [*kept.items()]) for m in modules for sort, kept in vars(m).items() if "hooks" in sort and kept]
+        return {
+            "weights": {name: value.tolist() for name, value in network.state_dict().items()},
+            "modes": [module.training for module in modules],
+            "requires_grad": [(parameter.requires_grad, parameter.grad) for parameter in network.parameters()],
+            "hooks": hooks,
+            "scan": world.scan.data.tobytes(),
+            "random": torch.get_rng_state().tolist(),
+        }
+
+    before, there = everything(), dataclasses.replace(world, model=vx.Model(network, world.model.card))
+    if error is None:
+        run(explainer, there)
+    else:
+        with pytest.raises(error, match="stumbled"):
+            run(explainer, there)
+    assert everything() == before
+    assert len(calls) > 1
+
+
+def test_refuses_targets_that_it_does_not_take(explainer: vx.Explainer) -> None:
+    world = WORLDS["2D image with softmax"]
+    for target in (vx.ClassScore("blob"), vx.PredictedClass()):
+        taken = isinstance(target, explainer.targets)
+        words = "a map per class is explained by region: --lesion N" if taken else "one region at a time: target=vx.Reg"
+        with pytest.raises(vx.InputError, match=words):
+            explainer(world.model, world.scan, target=target, compute=CPU)

@@ -16,8 +16,12 @@ from matplotlib.image import imread
 
 from voxplain.explanation import Explanation
 from voxplain.grid import Grid
+from voxplain.lesions import find_lesions
+from voxplain.report.lesion_maps import LesionMap
+from voxplain.report.lesion_page import lesion_report
 from voxplain.report.page import report
 from voxplain.scan import Labels, Scan
+from voxplain.target import RegionScore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -337,3 +341,53 @@ def test_an_image_that_no_texture_holds_gives_pictures_and_a_message(
     assert "for an image of this size" in opened.text("#no-viewer")
     assert opened.page.locator("#viewer").is_hidden()
     assert opened.problems == []
+
+
+def test_lesions_are_chosen_from_their_list(head: Scan, open_page: Callable[..., Opened], tmp_path: Path) -> None:
+    labels = np.zeros(head.grid.shape, int)
+    labels[8:11, 10:13, 10:13] = labels[16:18, 18:20, 14:16] = labels[5, 14:16, 10] = 1
+    lesions = find_lesions(Labels(labels, head.grid))
+    maps = []
+    for method, number, signed in (("one", 1, True), ("one", 2, True), ("two", 1, False), ("two", 2, False)):
+        inside = lesions.labels.data == number
+        values = np.stack([inside * number, np.roll(inside, 2, axis=1) * (-1.0 if signed else 1.0)])
+        target = RegionScore("lesion", lesions.labels, number).record()
+        made = Explanation(
+            values, ("flair", "t1"), head.grid, signed, "a.u.", (), provenance={"target": target, "warnings": []}
+        )
+        maps.append(LesionMap.of(method, made, lesions))
+    opened = open_page(lesion_report(head, lesions, maps, path=tmp_path / "page.html"))
+    page = opened.page
+    rows = page.locator(".ranks[data-method='0'] tr[data-lesion]")
+
+    def chosen() -> list[str]:
+        return [str(row.get_attribute("data-lesion")) for row in page.locator(".ranks tr[aria-current]").all()]
+
+    assert rows.count() == 3
+    assert chosen() == ["1", "1"]  # in the lists of both methods
+    assert opened.text("#at-inside") == "lesion 1"
+    assert opened.text("#at-map") == "1"
+    first = opened.picture()
+    rows.nth(1).click()
+    page.wait_for_selector("#at-map:text-is('2')", timeout=PATIENCE)
+    assert opened.text("#at-inside") == "lesion 2"
+    assert opened.text("#bar-high") == "2"
+    assert chosen() == ["2", "2"]
+    assert differ(first, opened.picture())
+    # The other sequence of the same lesion, then the other method.
+    page.locator("#channels label").nth(1).click()
+    page.wait_for_selector("#at-map:not(:text-is('2'))", timeout=PATIENCE)
+    page.locator("#methods label").nth(1).click()
+    page.wait_for_selector("#at-map:text-is('2')", timeout=PATIENCE)
+    assert chosen() == ["2", "2"]
+    assert page.locator(".ranks[data-method='1']").is_visible()
+    # Of a lesion whose map lies elsewhere the place is shown, and a map of zeros.
+    page.locator(".ranks[data-method='1'] tr[data-lesion='3']").press("Enter")
+    page.wait_for_selector("#at-inside:text-is('lesion 3')", timeout=PATIENCE)
+    assert opened.text("#at-map") == "0"
+    # Outlines of all lesions go together.
+    outlined = opened.picture()
+    page.locator("#mask-toggle").click()
+    assert differ(outlined, opened.picture())
+    assert not opened.problems
+    assert not [address for address in opened.requests if not address.startswith(("file:", "data:", "blob:"))]

@@ -21,7 +21,8 @@ import voxplain as vx
 from voxplain.errors import InputError
 from voxplain.explanation import Explanation
 from voxplain.grid import Grid
-from voxplain.report.page import in_script, inline_script, report, viewer_script
+from voxplain.report.page import report
+from voxplain.report.rendering import in_script, inline_script, viewer_script
 from voxplain.scan import Labels, Scan
 
 NASTY = "</script><img src=x onerror=\"document.title='bad'\"> 'ü' & \u2028 {{ 7*7 }}"

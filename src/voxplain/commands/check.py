@@ -21,7 +21,10 @@ from voxplain.commands.options import (
 from voxplain.commands.report import explained_scan, results_in
 from voxplain.compute import Compute
 from voxplain.io.bundle import load_model
-from voxplain.results import write_checks
+from voxplain.prediction import read_lesions
+from voxplain.results import Result, lesion_of, write_checks
+from voxplain.scan import Scan
+from voxplain.target import RegionScore
 
 
 def check_results(
@@ -59,7 +62,14 @@ def check_results(
     for result, name in zip(found, names, strict=True):
         its_scan = whole.select(result.explanation.provenance["scan"]["channels"])
         checked = check(
-            result.explanation, trained, its_scan, shuffled=untrained, quick=quick, seed=seed, compute=compute
+            result.explanation,
+            trained,
+            its_scan,
+            target=_lesion(result, whole),
+            shuffled=untrained,
+            quick=quick,
+            seed=seed,
+            compute=compute,
         )
         checks = checked.provenance["checks"]
         path = write_checks(result, checks)
@@ -68,3 +78,13 @@ def check_results(
             out_console.print(f"  {line}: {content['verdict']} ({content['said']})", highlight=False, soft_wrap=True)
         run = checks["run"]
         out_console.print(f"  {run['passes']} passes, {run['seconds']:.0f} s: {path}", highlight=False, soft_wrap=True)
+
+
+def _lesion(result: Result, scan: Scan) -> RegionScore | None:
+    """The lesion that was explained, from the labels beside the map; None where it was something else."""
+    if lesion_of(result.folder, result.name) is None:
+        return None
+    stated = result.explanation.provenance["target"]
+    lesions = read_lesions(result.folder, scan.grid)
+    lesions.check(int(stated["label"]))
+    return RegionScore(str(stated["name"]), lesions.labels, int(stated["label"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +11,12 @@ import typer
 from voxplain.commands.options import SequenceFile, out_console, read_scan, scan_files
 from voxplain.errors import InputError
 from voxplain.io.nifti import read_labels
-from voxplain.results import Result, read_results
+from voxplain.prediction import TABLE, read_lesions
+from voxplain.results import Result, lesion_of, read_result, read_results, result_names
 from voxplain.scan import Labels, Scan
 
+# So many lesions have their maps on a page, which would else be too large to open.
+MOST_LESIONS = 40
 _PHANTOM = "phantom (software check)"
 
 
@@ -33,21 +36,105 @@ def report_results(
     """Show results in one HTML page that opens without a network: viewer, ranks, and how far to believe them."""
     from voxplain.report.page import report
 
-    found, names = results_in(results)
     given = {"flair": flair, "t1": t1, "t1ce": t1ce, "t2": t2}
     named = [*(f"{name}={path}" for name, path in given.items() if path is not None), *(sequence or [])]
+    page = out or results[0] / "report.html"
+    expert = None if truth is None else _expert_mask(truth)
+    if holds_lesions(results):
+        report_lesions(results, page, scan=scan, named=named, truth=expert, title=title, note=note)
+        out_console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        return
+    found, names = results_in(results)
     whole, files = explained_scan(found, scan, named)
     path = report(
         whole,
         [result.explanation for result in found],
         masks=[result.mask for result in found],
-        truth=None if truth is None else _expert_mask(truth),
+        truth=expert,
         names=names,
         title=title,
         note=_PHANTOM if note is None and _is_phantom(files) else note,
-        path=out or results[0] / "report.html",
+        path=page,
     )
     out_console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def holds_lesions(folders: Sequence[Path]) -> bool:
+    """Whether these are results of lesions, one by one.
+
+    Raises:
+        InputError: lesions beside other results, or no lesion was found.
+    """
+    names = [(folder, name) for folder in folders if folder.is_dir() for name in result_names(folder)]
+    if not names and any((folder / TABLE).is_file() for folder in folders):
+        raise InputError(f"no lesion was found or explained in {folders[0]}: there is no map to report")
+    of = [lesion_of(folder, name) is not None for folder, name in names]
+    if any(of) and not all(of):
+        other = names[of.index(False)][1]
+        raise InputError(f"{other} is no map of a lesion, and others are: a page of lesions holds nothing else")
+    return any(of)
+
+
+def report_lesions(
+    folders: Sequence[Path],
+    page: Path,
+    *,
+    scan: Path | None,
+    named: list[str],
+    truth: Labels | None,
+    title: str | None,
+    note: str | None,
+) -> None:
+    """Write the page of the lesions in these folders, of the largest of which it holds the maps."""
+    from voxplain.report.lesion_maps import LesionMap
+    from voxplain.report.lesion_page import lesion_report
+
+    entries = []
+    for folder in folders:
+        for name in result_names(folder):
+            lesion = lesion_of(folder, name)
+            assert lesion is not None, "the caller asked"
+            entries.append((folder, name, int(lesion["number"]), dict(lesion.get("peaks", {}))))
+    first = read_result(*entries[0][:2])
+    whole, files = explained_scan([first], scan, named)
+    lesions = read_lesions(folders[0], whole.grid)
+    for folder in folders[1:]:
+        if read_lesions(folder, whole.grid).labels.fingerprint != lesions.labels.fingerprint:
+            raise InputError(f"{folder} and {folders[0]} hold different lesions; report them one by one")
+    for folder, name, number, _ in entries:
+        if number not in lesions.numbers:
+            raise InputError(
+                f"{name} in {folder} explains another lesion than those of {TABLE}, where there is no {number}: "
+                "explain it again, or remove its files"
+            )
+    largest = lesions.table.sort_values("volume_mm3", ascending=False, kind="stable")["lesion"]
+    explained = {number for _, _, number, _ in entries}
+    chosen = set([number for number in largest if number in explained][:MOST_LESIONS])
+    maps: list[LesionMap] = []
+    peaks: dict[str, dict[int, dict[str, float]]] = {}
+    for folder, name, number, its_peaks in entries:
+        method = name.removesuffix(f"-lesion-{number:03d}")
+        peaks.setdefault(method, {})[number] = its_peaks
+        if number not in chosen:
+            continue
+        result = read_result(folder, name)
+        if result.explanation.provenance["scan"] != first.explanation.provenance["scan"]:
+            raise InputError(f"{name} in {folder} explains another scan than {first.name}; report them one by one")
+        # Cut at once: whole maps of all lesions would not fit into memory.
+        maps.append(LesionMap.of(method, result.explanation, lesions))
+    maps.sort(key=lambda one: (one.method, one.number))
+    apart = len(explained) - len(chosen)
+    lesion_report(
+        whole,
+        lesions,
+        maps,
+        path=page,
+        truth=truth,
+        peaks=peaks,
+        elsewhere=f"Maps of {apart} more lie in {folders[0].name}, a file each." if apart else "",
+        title=title,
+        note=_PHANTOM if note is None and _is_phantom(files) else note,
+    )
 
 
 def results_in(folders: list[Path]) -> tuple[list[Result], list[str]]:

@@ -20,10 +20,10 @@ def last_features(network: nn.Module, run: Callable[[], object], *, dims: int) -
 
     def before(_module: nn.Module, inputs: tuple[object, ...]) -> None:
         nonlocal found
-        # An outer module is done after those inside it, whose output it may hand on.
+        # Containers hand on what is made inside of them, and identities what they read.
         same = [name for name, output in done if inputs and output() is inputs[0]]
         every = [name for name, _ in done]
-        found = (same or every)[-1] if every else None
+        found = min(same, key=lambda name: name.count(".")) if same else every[-1] if every else None
 
     def after(name: str) -> Callable[[nn.Module, object, object], None]:
         def keep(_module: nn.Module, _inputs: object, output: object) -> None:

@@ -51,19 +51,23 @@
     logLevel: "error",
   });
   const images = new Map();
-  async function image(volume, options) {
+  const ofLesions = []; // of whose maps the last few stay unpacked
+  async function image(volume, options, passing = false) {
     if (!images.has(volume)) {
+      if (passing && ofLesions.push(volume) > 8) images.delete(ofLesions.shift());
       const loaded = await niivue.NVImage.loadFromBase64({ base64: volume.base64, name: "volume.nii.gz", ...options });
       images.set(volume, loaded);
     }
     return images.get(volume);
   }
 
-  const state = { method: 0, channel: 0, sequence: data.sequence, chosen: null };
+  const state = { method: 0, channel: 0, sequence: data.sequence, chosen: null, lesion: data.lesion };
   let shown = {}; // what is on the screen: scan, map, mask, truth, parts as arrays in RAS order
 
   const method = () => data.methods[state.method];
-  const map = () => method().channels[state.channel];
+  // A page of lesions has maps per lesion; those of some lesions lie elsewhere.
+  const source = () => (data.lesions ? method().lesions[state.lesion] || method().empty : method());
+  const map = () => source().channels[state.channel];
   const offset = (voxel) => voxel[0] + nx * (voxel[1] + ny * voxel[2]);
   const minus = (text) => String(text).replace("-", "−");
   const short = (value) => minus(Number(value.toPrecision(3)).toString());
@@ -98,6 +102,7 @@
     byId("at-part").textContent = rank ? "rank " + rank[0] : "–";
     const inside = [];
     if (shown.mask && shown.mask[at]) inside.push("mask");
+    if (shown.lesions && shown.lesions[at]) inside.push("lesion " + shown.lesions[at]);
     if (shown.truth && shown.truth[at]) inside.push("expert");
     byId("at-inside").textContent = inside.join(" + ") || "–";
   }
@@ -191,13 +196,18 @@
     if (shown.mask && byId("show-mask").checked) {
       drawn.push(["mask " + shown.number, shown.mask, (v) => v > 0, data.colours.mask, [], fill]);
     }
+    if (shown.lesions && byId("show-mask").checked) {
+      const number = shown.lesion;
+      drawn.push(["not " + number, shown.lesions, (v) => v > 0 && v !== number, data.colours.mask, [], false, true]);
+      drawn.push(["lesion " + number, shown.lesions, (v) => v === number, data.colours.mask, [], fill]);
+    }
     for (const tile of nv.screenSlices) {
       const kind = tile.axCorSag;
       if (kind > 2) continue;
       const [left, top, signed, high] = tile.leftTopWidthHeight;
       const wide = Math.abs(signed);
       drawCrosshair(pen, kind, voxel, left, top, wide, high, ratio);
-      for (const [name, array, accepts, colour, dashes, filled] of drawn) {
+      for (const [name, array, accepts, colour, dashes, filled, faint] of drawn) {
         pen.beginPath();
         for (const loop of outlines(name, array, accepts, kind, voxel[SLICES[kind].through])) {
           loop.forEach(([x, y], i) => {
@@ -218,11 +228,13 @@
         pen.setLineDash([]);
         pen.strokeStyle = "rgb(0 0 0 / 55%)";
         pen.lineWidth = 3.6 * ratio;
-        pen.stroke();
+        if (!faint) pen.stroke();
         pen.setLineDash(dashes.map((d) => d * ratio));
         pen.strokeStyle = colour;
-        pen.lineWidth = 1.8 * ratio;
+        pen.globalAlpha = faint ? 0.55 : 1;
+        pen.lineWidth = (faint ? 1 : 1.8) * ratio;
         pen.stroke();
+        pen.globalAlpha = 1;
       }
     }
   }
@@ -302,12 +314,13 @@
     const layer = map();
     const number = state.method;
     const labels = { name: "labels.nii.gz" };
-    const [scan, overlay, mask, truth, parts] = await Promise.all([
+    const [scan, overlay, mask, truth, parts, lesions] = await Promise.all([
       image(sequence, { colormap: "gray", cal_min: sequence.low, cal_max: sequence.high }),
-      image(layer, {}),
+      image(layer, {}, Boolean(data.lesions)),
       one.mask && image(one.mask, labels),
       data.truth && image(data.truth, labels),
       one.parts && image(one.parts, labels),
+      data.lesions && image(data.lesions, labels),
     ]);
     if (mine !== turn) return;
     if (!overlay.codes) {
@@ -324,6 +337,8 @@
       mask: mask && mask.img,
       truth: truth && truth.img,
       parts: parts && parts.img,
+      lesions: lesions && lesions.img,
+      lesion: state.lesion,
     };
     const place = [...nv.scene.crosshairPos];
     nv.volumes = [scan, overlay];
@@ -332,11 +347,30 @@
     colourMap();
     nv.scene.crosshairPos = place;
     nv.drawScene();
-    byId("mask-toggle").hidden = !one.mask;
+    byId("mask-toggle").hidden = !one.mask && !lesions;
     readOut();
   }
 
+  // A lesion is chosen in the lists of all methods.
+  function mark() {
+    for (const row of document.querySelectorAll(".ranks tr[data-lesion]")) {
+      if (Number(row.dataset.lesion) === state.lesion) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
+    }
+  }
+  async function chooseLesion(row) {
+    state.lesion = Number(row.dataset.lesion);
+    mark();
+    setScale();
+    await show();
+    goTo(row.dataset.voxel.split(" ").map(Number));
+  }
+
   function choose(row) {
+    if (row.dataset.lesion) {
+      chooseLesion(row);
+      return;
+    }
     for (const other of document.querySelectorAll(".ranks tr[aria-current]")) other.removeAttribute("aria-current");
     state.chosen = null;
     if (row.dataset.label) {
@@ -349,8 +383,8 @@
   function offerChannels() {
     const box = byId("channels");
     for (const label of box.querySelectorAll("label")) label.remove();
-    box.hidden = method().channels.length < 2;
-    method().channels.forEach((channel, index) => {
+    box.hidden = source().channels.length < 2;
+    source().channels.forEach((channel, index) => {
       const label = document.createElement("label");
       const input = document.createElement("input");
       const text = document.createElement("span");
@@ -422,6 +456,7 @@
     else if (name === "method") {
       Object.assign(state, { method: Number(chosen), channel: 0, chosen: null });
       for (const row of document.querySelectorAll(".ranks tr[aria-current]")) row.removeAttribute("aria-current");
+      mark();
       for (const box of document.querySelectorAll(".ranks")) box.hidden = box.dataset.method !== chosen;
       offerChannels();
     } else if (name === "view") {
@@ -469,6 +504,7 @@
     nv.setScale(1.5); // of the 3D view
     new ResizeObserver(layOut).observe(scene);
     offerChannels();
+    mark();
     setScale();
     await show();
     layOut();

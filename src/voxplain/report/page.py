@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import importlib.resources
-import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +15,16 @@ from voxplain.explanation import Explanation
 from voxplain.grid import Grid
 from voxplain.io.atomic import write_text
 from voxplain.report import facts
-from voxplain.report.colours import MASK_COLOUR, OPACITY, TRUTH_COLOUR, colour_tables, scale_of
+from voxplain.report.colours import MASK_COLOUR, OPACITY, TRUTH_COLOUR
 from voxplain.report.figures import scan_figures
 from voxplain.report.pictures import planes
 from voxplain.report.places import most_relevant, places_of_parts
+from voxplain.report.rendering import render
 from voxplain.report.sensitivity import sensitivities
 from voxplain.report.sequences import sequence_evidence
 from voxplain.report.trust import questions, trust
-from voxplain.report.volumes import Packed, View, pack_labels, pack_map, pack_scan, view_of, window_of
+from voxplain.report.viewer import channel_data, viewer_data, volume
+from voxplain.report.volumes import View, pack_labels, view_of
 from voxplain.scan import Labels, Scan
 
 _SHOWN_RANKS = 20
@@ -82,11 +80,11 @@ def report(
             raise InputError(f"the map {name}, or its sum over sequences, is NaN or infinite somewhere; mend it first")
         if explanation.scores is not None and not np.isfinite(explanation.scores).all():
             raise InputError(f"scores of the parts of {name} are NaN or infinite; mend them first")
-        _check_grid(scan.grid, f"the map {name}", explanation.grid)
+        check_grid(scan.grid, f"the map {name}", explanation.grid)
         if mask is not None:
-            _check_grid(scan.grid, f"the mask of {name}", mask.grid)
+            check_grid(scan.grid, f"the mask of {name}", mask.grid)
     if truth is not None:
-        _check_grid(scan.grid, "the expert mask", truth.grid)
+        check_grid(scan.grid, "the expert mask", truth.grid)
         truth = Labels(truth.data > 0, truth.grid)
 
     view = view_of(scan, truth, *masks)
@@ -114,8 +112,9 @@ def report(
     context = {
         "title": title or f"What {facts.network_name(first)} looked at",
         "note": note,
+        "lesions": None,
         "seen": facts.seen_words(names, explanations) if seen else None,
-        "subtitle": _subtitle(scan),
+        "subtitle": subtitle(scan),
         "verdicts": _verdicts(explanations),
         "methods": methods,
         "pictures": pictures,
@@ -136,26 +135,13 @@ def report(
         # What most machines' WebGL2 holds along an axis; the page asks for the true limit.
         "large": max(view.grid.shape) > 2048,
     }
-    write_text(_render(context, _viewer_data(scan, view, methods, truth, sequence)), path)
+    shown = viewer_data(scan, view, [_method_data(method) for method in methods], truth, sequence)
+    write_text(render(context, shown), path)
     return path
 
 
-def viewer_script() -> str:
-    """NiiVue (BSD-2), as the wheel of nilearn carries it; nilearn itself is not imported.
-
-    Raises:
-        InputError: nilearn is not installed, or carries no NiiVue.
-    """
-    found = importlib.util.find_spec("nilearn")
-    folders = list(found.submodule_search_locations or []) if found is not None else []
-    for folder in folders:
-        script = Path(folder) / "_assets" / "js" / "niivue.umd.js"
-        if script.is_file():
-            return script.read_text(encoding="utf-8")
-    raise InputError("the page's viewer comes with nilearn 0.14, which is missing; pip install 'nilearn>=0.14,<0.15'")
-
-
-def _check_grid(grid: Grid, what: str, other: Grid) -> None:
+def check_grid(grid: Grid, what: str, other: Grid) -> None:
+    """Raise InputError where an image lies on another grid than the scan."""
     if difference := grid.difference(other):
         raise InputError(
             f"{what} does not lie on the scan's grid: {difference}; the scan has {_named(grid)}, {what} {_named(other)}"
@@ -176,7 +162,8 @@ def _first_sequence(scan: Scan, explanations: Sequence[Explanation]) -> str:
     return next((name for name in (*wanted, "flair") if name in scan.channels), scan.channels[0])
 
 
-def _subtitle(scan: Scan) -> str:
+def subtitle(scan: Scan) -> str:
+    """Sequences, size and orientation in a line."""
     return f"{', '.join(scan.channels)} · {_named(scan.grid)}"
 
 
@@ -240,20 +227,9 @@ def _method(name: str, explanation: Explanation, mask: Labels | None, view: View
     layers = [("all sequences", total)]
     if len(explanation.channels) > 1:
         layers += list(zip(explanation.channels, explanation.map, strict=True))
-    channels = []
-    for channel, values in layers:
-        scale = scale_of(values, signed=explanation.signed)
-        packed = pack_map(values, view, exact=exact)
-        channels.append(
-            {
-                "name": channel,
-                "volume": packed,
-                "peak": scale.peak,
-                "threshold": scale.threshold,
-                "diverging": scale.diverging,
-                "gradient": _gradient(scale.diverging),
-            }
-        )
+    channels = [
+        channel_data(channel, values, view, signed=explanation.signed, exact=exact) for channel, values in layers
+    ]
     return {
         "name": name,
         "unit": explanation.unit,
@@ -272,102 +248,14 @@ def _method(name: str, explanation: Explanation, mask: Labels | None, view: View
     }
 
 
-def _gradient(diverging: bool) -> str:
-    """The colours of the bar, from low to high, for CSS."""
-    scale = scale_of(np.array([-1.0, 1.0] if diverging else [0.0, 1.0]), signed=diverging)
-    positive, negative = colour_tables(scale)
-    table = positive if negative is None else np.concatenate([negative[::-1], positive])
-    chosen = table[np.linspace(0, len(table) - 1, 33).astype(int)]
-    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in chosen)
-
-
-def _viewer_data(
-    scan: Scan, view: View, methods: Sequence[dict[str, Any]], truth: Labels | None, sequence: str
-) -> dict[str, Any]:
-    """What the page's script needs; every volume is a NIfTI file in base64 on the view's grid."""
-
-    def volume(packed: Packed) -> dict[str, Any]:
-        return {
-            "base64": packed.base64,
-            "slope": packed.slope,
-            "intercept": packed.intercept,
-            "clipped": packed.clipped,
-            "background": packed.background,
-        }
-
-    foreground = scan.foreground()
-    sequences = []
-    for name in scan.channels:
-        low, high = window_of(scan.channel(name), foreground)
-        packed = pack_scan(scan.channel(name), foreground, view)
-        sequences.append({"name": name, "low": low, "high": high, **volume(packed)})
-    unsigned, _ = colour_tables(scale_of(np.array([1.0]), signed=False))
-    positive, negative = colour_tables(scale_of(np.array([-1.0, 1.0]), signed=True))
-    assert negative is not None
-    flat = [axis for axis, size in enumerate(view.grid.shape) if size == 1]
+def _method_data(method: dict[str, Any]) -> dict[str, Any]:
+    """What the page's script needs of one map."""
     return {
-        "shape": list(view.grid.shape),
-        "affine": view.grid.affine.tolist(),
-        "flat": flat[-1] if flat else None,
-        "sequence": scan.channels.index(sequence),
-        "sequences": sequences,
-        "truth": None if truth is None else volume(pack_labels(truth, view)),
-        "tables": {"unsigned": unsigned.tolist(), "positive": positive.tolist(), "negative": negative.tolist()},
-        "colours": {"mask": MASK_COLOUR, "truth": TRUTH_COLOUR},
-        "methods": [
-            {
-                "name": method["name"],
-                "unit": method["unit"],
-                "start": method["start"],
-                "mask": None if method["mask"] is None else volume(method["mask"]),
-                "parts": None if method["parts"] is None else volume(method["parts"]),
-                "ranks": {line["label"]: [line["rank"], line["value"]] for line in method["ranks"]},
-                "channels": [
-                    {
-                        **volume(channel["volume"]),
-                        **{key: channel[key] for key in ("name", "peak", "threshold", "diverging", "gradient")},
-                    }
-                    for channel in method["channels"]
-                ],
-            }
-            for method in methods
-        ],
+        "name": method["name"],
+        "unit": method["unit"],
+        "start": method["start"],
+        "mask": None if method["mask"] is None else volume(method["mask"]),
+        "parts": None if method["parts"] is None else volume(method["parts"]),
+        "ranks": {line["label"]: [line["rank"], line["value"]] for line in method["ranks"]},
+        "channels": method["channels"],
     }
-
-
-def in_script(content: Any) -> str:
-    """JSON that no HTML parser can mistake for markup: <, >, & and the line separators are written as escapes."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def inline_script(source: str) -> str:
-    """JavaScript that may stand between script tags: what would end or shift the element is broken up."""
-    return source.replace("</script", "<\\/script").replace("</SCRIPT", "<\\/SCRIPT").replace("<!--", "<\\!--")
-
-
-def _render(context: dict[str, Any], data: dict[str, Any]) -> str:
-    # Reports are rare; importing voxplain should not wait for a template engine.
-    from jinja2 import DictLoader, Environment, StrictUndefined
-    from markupsafe import Markup
-
-    folder = importlib.resources.files("voxplain.report")
-    source = {name: folder.joinpath(name).read_text("utf-8") for name in ("page.html.jinja", "page.css", "page.js")}
-    scripts = [inline_script(viewer_script()), inline_script(source["page.js"])]
-    environment = Environment(
-        loader=DictLoader({"page": source["page.html.jinja"]}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts]
-    page = environment.get_template("page").render(
-        **context,
-        style=Markup(source["page.css"]),
-        scripts=[Markup(script) for script in scripts],
-        script_hashes=hashes,
-        data=Markup(in_script(data)),
-    )
-    # A name from a command line or a file system need not be text.
-    return page.encode("utf-8", "replace").decode("utf-8")

@@ -143,16 +143,16 @@ def pack_scan(values: np.ndarray, foreground: np.ndarray, view: View) -> Packed:
     return Packed(pack(codes, view.grid, slope, intercept), slope, intercept, clipped, background)
 
 
-def pack_map(values: np.ndarray, view: View, *, exact: bool) -> Packed:
+def pack_map(values: np.ndarray, view: View, *, exact: bool, steps: int | None = None) -> Packed:
     """A map (X, Y, Z) on the whole grid; `exact` keeps float32, which is small where parts are constant.
 
-    Other maps are kept in steps of their peak / 4095, or / 1023 on large views; zero stays zero.
+    Other maps are kept in steps of their peak / `steps`: by default 4095, or 1023 on large views; zero stays zero.
     """
     values = view.take(values)
     if exact:
         return Packed(pack(values.astype(np.float32), view.grid))
     peak = float(np.abs(values).max())
-    slope = peak / (4095 if view.fine else 1023) if peak > 0 else 1.0
+    slope = peak / (steps or (4095 if view.fine else 1023)) if peak > 0 else 1.0
     # In 64 bits: a step of the smallest peaks is zero in 32.
     return Packed(pack(np.rint(values / np.float64(slope)).astype(np.int16), view.grid, slope), slope)
 
