@@ -44,7 +44,7 @@ def augmentation(kind: bool | str = True) -> Compose:
     if kind == "lesions":
         return Compose(
             [
-                RandScaleIntensity(factors=0.4, prob=0.8, channel_wise=True),
+                RandScaleIntensity(factors=(-0.4, 1.0), prob=0.9, channel_wise=True),
                 RandShiftIntensity(offsets=0.4, prob=0.8, channel_wise=True),
                 RandAdjustContrast(gamma=(0.75, 1.35), prob=0.5),
                 RandBiasField(coeff_range=(0.0, 0.06), prob=0.3),

@@ -19,7 +19,7 @@ _FLAIR, _T1 = (1.15, 1.5), (0.68, 0.95)
 _DIFFERENCE = 0.1
 _FLAIR_LIMITS, _T1_LIMITS = (1.08, 1.8), (0.5, 1.0)
 # How much of a voxel's signal a lesion takes at most: some are faint.
-_STRENGTH = (0.5, 1.0)
+_STRENGTH = (0.6, 1.0)
 _TEXTURE = 0.05
 _TEXTURE_MM = 1.5
 # Blur of a lesion's edge, as standard deviation: a voxel at the border is partly lesion.
