@@ -77,7 +77,8 @@ def takes(kind: type[vx.Explainer], target: str) -> bool:
             warnings.simplefilter("ignore", UserWarning)
             why = explainer(vx.Model(network.eval(), card), SCAN, target=TARGETS[target], compute=vx.Compute("cpu"))
     except vx.InputError as error:
-        assert f"{kind.name} explains" in str(error), f"refused, but for another reason: {error}"
+        if f"{kind.name} explains" not in str(error):
+            raise
         return False
     assert why.map.any()
     assert why.provenance["target"]["kind"] == target
