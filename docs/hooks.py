@@ -28,7 +28,7 @@ PAGES = {
     "src/voxplain/shipped/tumour-hemisphere/README.md": "models/tumour-hemisphere.md",
 }
 _COMMANDS = "<!-- commands -->"
-_OPTIONS = re.compile(r"<!-- options of ([\w-]+) -->")
+_OPTIONS = re.compile(r"<!-- options of ([\w+-]+) -->")
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)([^)]*)\)")
 
 

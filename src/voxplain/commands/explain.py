@@ -140,7 +140,7 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
     files = scan_files(run["scan"], [*sequences, *(run["sequence"] or [])], channels)
     scan = read_scan(files)
     model = model or load_model(run["model"], run["card"])
-    lesion = run["lesion"] or ("all" if kind.targets == (RegionScore,) else None)
+    lesion = run["lesion"] or ("all" if kind.takes == (RegionScore,) else None)
     if lesion is not None:
         foreground = Labels(scan.foreground(), scan.grid)
         explain_lesions(

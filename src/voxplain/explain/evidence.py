@@ -36,7 +36,7 @@ class HeatMap(Explainer):
     family: ClassVar[str] = "self-explaining"
     needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]] = "self-explaining"
     cost: ClassVar[str] = "2 forward"
-    targets: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass)
+    takes: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass)
 
     show: str = field(
         default="heat-map",

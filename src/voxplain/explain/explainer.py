@@ -100,7 +100,7 @@ class Explainer(ABC):
     family: ClassVar[str]
     needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]]
     cost: ClassVar[str]
-    targets: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass, RegionScore)
+    takes: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass, RegionScore)
 
     @final
     def __call__(
@@ -123,12 +123,12 @@ class Explainer(ABC):
         """
         target = target or default_target(model.card)
         compute = compute or Compute()
-        if not isinstance(target, self.targets):
-            taken = ", ".join(kind.__name__ for kind in self.targets)
+        if not isinstance(target, self.takes):
+            taken = ", ".join(kind.__name__ for kind in self.takes)
             advice = "; of a segmentation network, one region at a time: target=vx.RegionScore(name, region)"
             raise InputError(
                 f"{self.name} explains {taken}, not {type(target).__name__}"
-                + (advice if self.targets == (RegionScore,) else "")
+                + (advice if self.takes == (RegionScore,) else "")
             )
         target.check(model.card, scan.grid)
         if self.needs == "layer" and not model.differentiable_inside:

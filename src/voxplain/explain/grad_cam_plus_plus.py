@@ -52,7 +52,7 @@ class InstanceGradCAMPlusPlus(ClassActivationMap):
     name: ClassVar[str] = "instance-grad-cam++"
     cost: ClassVar[str] = "3 forward, 1 backward"
     unit: ClassVar[str] = "alpha x logit gradient x activation"
-    targets: ClassVar[tuple[type[Target], ...]] = (RegionScore,)
+    takes: ClassVar[tuple[type[Target], ...]] = (RegionScore,)
 
     layer: str = field(
         default="", metadata={"help": "name of the layer; by default the feature maps that the last layer reads"}
