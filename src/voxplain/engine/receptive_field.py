@@ -60,7 +60,7 @@ def receptive_field(network: Network, inputs: torch.Tensor, wanted: Sides, *, mo
         whole = tuple((0, size) for size in extent)
         outer = _outer(network, inputs, wanted)
         if outer is None:
-            return ReceptiveField(whole, whole, _blame(module, extent))
+            return ReceptiveField(whole, whole, _blame(module, extent, wanted))
         trial = _Trial(network, _with_noise(inputs), wanted)
         # The first crop need not be tight: on it, the field is found with smaller passes.
         first = trial.aligned(outer)
@@ -205,9 +205,12 @@ def _unaligned(extent: Sequence[int]) -> str:
     )
 
 
-def _blame(module: nn.Module, extent: Sequence[int]) -> str:
-    """Why the field is everything, by the first layer that reads all of its input."""
+def _blame(module: nn.Module, extent: Sequence[int], wanted: Sides) -> str | None:
+    """Why the field is everything, by the first layer that reads all of its input; None where inputs are small."""
     named = ((name, getattr(layer, "original_name", type(layer).__name__)) for name, layer in module.named_modules())
     guilty = next(((name, kind) for name, kind in named if kind in _GLOBAL + _POOLING), None)
+    margin = max(max(start, size - stop) for (start, stop), size in zip(wanted, extent, strict=True))
+    if guilty is None and margin <= 2 * _FIRST_REACH:
+        return None
     why = f": {guilty[1]} {guilty[0]!r} looks at all of it" if guilty else ""
     return f"the receptive field is the whole window of {_in_words(extent)} voxels{why}; goes on without the crop"
