@@ -4,8 +4,19 @@ from voxplain import refine, segment
 from voxplain.checks.check import check
 from voxplain.compute import Compute
 from voxplain.errors import InputError
-from voxplain.explain import LIME, RISE, GradCAM, GuidedBackprop, HeatMap, KernelSHAP, Occlusion, RelevanceMap
-from voxplain.explain.explainer import Explainer, replay
+from voxplain.explain import (
+    LIME,
+    RISE,
+    GradCAM,
+    GuidedBackprop,
+    HeatMap,
+    InstanceSmoothGrad,
+    KernelSHAP,
+    Occlusion,
+    RelevanceMap,
+)
+from voxplain.explain.explainer import Explainer
+from voxplain.explain.replaying import replay
 from voxplain.explanation import Explanation, Region
 from voxplain.grid import Grid
 from voxplain.io.bundle import load_model, save_model, shipped_models
@@ -29,6 +40,7 @@ __all__ = [
     "GuidedBackprop",
     "HeatMap",
     "InputError",
+    "InstanceSmoothGrad",
     "KernelSHAP",
     "Labels",
     "Model",

@@ -18,7 +18,8 @@ from voxplain import explain
 from voxplain.networks.self_explaining import SelfExplaining
 
 CPU = vx.Compute(device="cpu")
-KINDS = [getattr(explain, name) for name in explain.__all__]
+# Methods for regions alone have a suite of their own.
+KINDS = [kind for kind in (getattr(explain, name) for name in explain.__all__) if vx.Target in kind.takes]
 # A flipped, anisotropic grid with an odd origin; RAS+ world, so this one is LAS.
 AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
 

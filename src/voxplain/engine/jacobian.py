@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from voxplain.engine.windows import Tiling
 _KEPT, _ON_THE_WAY = 2, 8
 # Of voxels that lie in several windows, so many rows are put together before more gain nothing.
 _MOST_AT_ONCE = 32
+# So many voxels of each window tell how long rows take.
+_TIMED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,6 @@ class _Window:
         weights: how much the window counts there, (n,).
         crop: what of the window runs.
         origin: the crop's first voxel, counted in the input, (D,).
-        network: what runs on the crop.
     """
 
     number: int
@@ -43,7 +45,6 @@ class _Window:
     weights: torch.Tensor
     crop: Sides
     origin: np.ndarray
-    network: LocalNetwork | AutogradNetwork
 
 
 class Jacobian:
@@ -60,7 +61,7 @@ class Jacobian:
         index: the class, by its place in the card.
 
     Attributes:
-        engine: "local", or "autograd" where the network runs backward as a whole.
+        engine: "local", or "autograd" where the network runs backward as a whole, which the first rows say.
         fields: the receptive field of the voxels in each window, in voxels of the window.
     """
 
@@ -78,6 +79,24 @@ class Jacobian:
         self._windows = [window for window in found if window is not None]
         self._groups = self._grouped()
 
+    @property
+    def bounds(self) -> Boxes:
+        """The box of the input outside of which all rows are 0."""
+        low = np.min([window.origin for window in self._windows], axis=0)
+        sizes = [[stop - start for start, stop in window.crop] for window in self._windows]
+        high = np.max([window.origin + size for window, size in zip(self._windows, sizes, strict=True)], axis=0)
+        low, high = np.maximum(low, 0), np.minimum(high, self._shape[: self._axes])
+        return Boxes(low[None], tuple((high - low).tolist()))
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The receptive field of a single voxel, in voxels along each axis, where the window does not cut it."""
+        spans = [
+            [(b - a) - (places.max() - places.min()) for (a, b), places in zip(field.box, window.places.T, strict=True)]
+            for field, window in zip(self.fields, self._windows, strict=True)
+        ]
+        return tuple(int(size) for size in np.max(spans, axis=0))
+
     def rows(self, image: np.ndarray) -> Iterator[Rows]:
         """All rows on an input (C, X, Y, Z), in boxes of it; voxels that lie in the same windows after each other."""
         padded = self._padded(image)
@@ -86,8 +105,8 @@ class Jacobian:
             self._forget(passes, place)
             for number in windows:
                 if number not in passes:
-                    window = self._windows[number]
-                    passes[number] = window.network.read(self._piece(padded, window))
+                    piece = self._piece(padded, self._windows[number])
+                    passes[number] = self._network(piece).read(piece)
             used = [(self._windows[number], passes[number]) for number in windows]
             if len(used) == 1:
                 yield from self._of_window(*used[0], numbers)
@@ -126,6 +145,21 @@ class Jacobian:
         largest = max(math.prod(stop - start for start, stop in window.crop) for window in self._windows)
         each = 4 * len(self._probe.input) * largest * (windows + 1)
         return int(np.clip(self._probe.compute.memory_bytes // (_ON_THE_WAY * each), 1, _MOST_AT_ONCE))
+
+    def seconds(self, image: np.ndarray) -> float:
+        """About how long all rows on one input take: a few of them are timed in each window."""
+        padded, total = self._padded(image), 0.0
+        for window in self._windows:
+            piece = self._piece(padded, window)
+            network = self._network(piece)
+            some = window.places[:: -(-len(window.places) // _TIMED)]
+            started = time.perf_counter()
+            reading = network.read(piece)
+            read = time.perf_counter()
+            for _ in reading.rows(some, self._index):
+                pass
+            total += read - started + (time.perf_counter() - read) * len(window.places) / len(some)
+        return total
 
     def mean(self, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """The sum over voxels of `weights` (N,) times their rows, float32 (C, X, Y, Z): one backward pass a window."""
@@ -177,9 +211,8 @@ class Jacobian:
         if field.notice is not None and field.notice not in self._probe.notices:
             self._probe.notices.append(field.notice)
         first = np.array([start for start, _ in field.crop])
-        part = whole[(slice(None), slice(None), *(slice(*side) for side in field.crop))]
         origin = (low - self._tiling.before)[: self._axes] + first
-        return _Window(number, held, inside - first, weights, field.crop, origin, self._network(part))
+        return _Window(number, held, inside - first, weights, field.crop, origin)
 
     def _network(self, example: torch.Tensor) -> LocalNetwork | AutogradNetwork:
         """What runs on crops of this shape."""

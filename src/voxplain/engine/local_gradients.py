@@ -35,6 +35,12 @@ class Rows:
     boxes: Boxes
     values: torch.Tensor
 
+    def only(self, which: np.ndarray) -> tuple[Boxes, torch.Tensor]:
+        """Boxes and values of some of the N, by their places."""
+        if len(which) == len(self.numbers):
+            return self.boxes, self.values
+        return Boxes(self.boxes.start[which], self.boxes.size), self.values[torch.from_numpy(which)]
+
 
 class Reading(ABC):
     """A network's pass over one input, kept for gradients of its output voxels.

@@ -18,6 +18,8 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 _FIRST_REACH = 32
 # Crops begin at multiples of 1, 2, 4 ... so many voxels: strides of up to six levels.
 _LARGEST_MULTIPLE = 64
+# The stride of most networks as a whole.
+_COMMON_STRIDE = 16
 # A crop's scores may differ by so much of the largest: convolutions of another size add up in another order.
 _ROUNDING = 1e-5
 # What reads all of its input at once, by the ends of their names.
@@ -69,7 +71,9 @@ def receptive_field(network: Network, inputs: torch.Tensor, wanted: Sides, *, mo
         moved = _moved(wanted, first)
         box = _moved(_bisected(network, inputs[_slices(first)], moved), first, back=True)
         crop = trial.aligned(box) or first
-        return ReceptiveField(box, crop, _unaligned(extent) if crop == whole != box else None)
+        # A box that is nearly everything is not worth a word.
+        might = _rounded(box, _COMMON_STRIDE, extent)
+        return ReceptiveField(box, crop, _unaligned(extent) if crop == whole != might else None)
 
 
 def _outer(network: Network, inputs: torch.Tensor, wanted: Sides) -> Sides | None:
@@ -144,10 +148,7 @@ class _Trial:
         """The smallest crop around a box, on multiples of a power of two, that gives the clean output."""
         multiple, tried = 1, set[Sides]()
         while multiple <= _LARGEST_MULTIPLE:
-            crop = tuple(
-                (a // multiple * multiple, min(n, -(-b // multiple) * multiple))
-                for (a, b), n in zip(box, self.inputs.shape[2:], strict=True)
-            )
+            crop = _rounded(box, multiple, self.inputs.shape[2:])
             if crop not in tried and self._gives_the_same(crop):
                 return crop
             tried.add(crop)
@@ -178,6 +179,13 @@ def _with_noise(inputs: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """A copy with noise as wide as the inputs themselves."""
     noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(seed)).to(inputs)
     return inputs + noise * inputs.std().clamp(min=1e-3)
+
+
+def _rounded(box: Sides, multiple: int, extent: Sequence[int]) -> Sides:
+    """A box that begins and ends at multiples of so many voxels, or at the input's end."""
+    return tuple(
+        (a // multiple * multiple, min(n, -(-b // multiple) * multiple)) for (a, b), n in zip(box, extent, strict=True)
+    )
 
 
 def _slices(sides: Sides) -> tuple[slice, ...]:
