@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "lime": {"samples": 250},
     "kernel-shap": {"samples": 250},
     "rise": {"cell": 3.0, "samples": 300},
+    "instance-smoothgrad": {"copies": 8},
 }
 
 
@@ -128,7 +129,7 @@ def run(explainer: vx.Explainer, world: World, **compute: Any) -> vx.Explanation
 
 def test_finds_the_blob_and_replays(explainer: vx.Explainer, world: World) -> None:
     why = run(explainer, world)
-    assert why.map.shape == (1, *world.scan.grid.shape)
+    assert why.map.shape == (len(why.channels), *world.scan.grid.shape)
     assert np.isfinite(why.map).all()
     peak = np.unravel_index(why.total.argmax(), why.total.shape)
     assert world.blob[peak]
