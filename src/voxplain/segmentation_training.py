@@ -46,8 +46,8 @@ class SegmentationSettings:
     """How a segmentation network is trained; the last epoch is kept.
 
     An epoch has `steps` batches of `batch_size` patches. The loss is normalised Dice at lesion load `load`, plus `blob`
-    times the blob loss, plus `cross_entropy` times the cross-entropy, which is no part of paper instance (004): it has
-    gradients where Dice has next to none, at the start. Optimiser, schedule, `averaging`, `clip` and `precision` are as
+    times the blob loss; the paper has nothing else. `cross_entropy` adds so much of the cross-entropy (no part of paper
+    instance, 004). Optimiser, schedule, `averaging`, `clip` and `precision` are as
     in `voxplain.training.Settings`.
     """
 
@@ -55,7 +55,7 @@ class SegmentationSettings:
     steps: int = 100
     batch_size: int = 2
     optimiser: str = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     schedule: str = "one-cycle"
     averaging: float = 0.98
@@ -63,7 +63,7 @@ class SegmentationSettings:
     precision: str = "bfloat16"
     load: float = 0.001
     blob: float = 1.0
-    cross_entropy: float = 1.0
+    cross_entropy: float = 0.0
     augmentation: bool = True
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class LesionPreset:
     painted: int = 27
     phantoms: int = 12
     real: float = 6.0
-    phantom: float = 0.5
+    phantom: float = 1.0
 
 
 def _card(channels: tuple[int, ...], window: int = 96) -> Card:
@@ -60,9 +60,9 @@ PRESETS = {
     # optimiser the paper leaves open.
     "paper": LesionPreset(
         _card((32, 64, 128, 256, 512)),
-        SegmentationSettings(epochs=100, steps=250, batch_size=4, learning_rate=1e-3, cross_entropy=0),
+        SegmentationSettings(epochs=100, steps=250, batch_size=4, learning_rate=1e-3),
     ),
-    "small": LesionPreset(_card((16, 32, 64, 128, 256)), SegmentationSettings(epochs=30, steps=100)),
+    "small": LesionPreset(_card((16, 32, 64, 128, 256)), SegmentationSettings(epochs=25, steps=100)),
     # Numbers that mean nothing, in seconds.
     "quick": LesionPreset(
         _card((4, 8), window=32),
