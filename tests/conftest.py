@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from voxplain import cli
+from voxplain.datasets.phantom import multiple_sclerosis
 from voxplain.grid import Grid
 from voxplain.io.nifti import save
 from voxplain.model import Card, Model
@@ -201,6 +202,20 @@ def write_cheng(root: Path, *, each: int = 1, folds: int = 4) -> Path:
 def made_cheng(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve made slices, one of each kind in each of four folds."""
     return write_cheng(tmp_path_factory.mktemp("cheng") / "data")
+
+
+@pytest.fixture(scope="session")
+def made_ms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two made patients in Lesjak's layout, and the lesion masks of two others."""
+    root = tmp_path_factory.mktemp("ms") / "data"
+    for number in (1, 2):
+        made = multiple_sclerosis(number)
+        for name, file in (("flair", "FLAIR"), ("t1", "T1")):
+            save(made.scan.select([name]), root / f"patient0{number}" / f"{file}.nii.gz")
+        save(made.labels, root / f"patient0{number}" / "consensus_gt.nii.gz")
+    for number in (3, 4):
+        save(multiple_sclerosis(number).labels, root / "lesion_masks" / f"patient0{number}.nii.gz")
+    return root
 
 
 @pytest.fixture

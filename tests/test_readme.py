@@ -48,8 +48,8 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, made_cheng) -> Workplace:
-    """A folder as a reader has it: what `make demo` leaves behind, a small cohort in BraTS layout, and slices."""
+def workplace(tmp_path_factory, made_cheng, made_ms) -> Workplace:
+    """A folder as a reader has it: what `make demo` leaves behind, small cohorts, and slices."""
     folder = tmp_path_factory.mktemp("reader")
     made = glioma(0)
     write_case(made.scan, made.labels, folder / "demo" / "made-scan")
@@ -57,6 +57,7 @@ def workplace(tmp_path_factory, made_cheng) -> Workplace:
         made = glioma(seed, side="left" if seed % 2 else "right")
         write_case(made.scan, made.labels, folder / "BraTS" / f"Made_{seed:03d}_1")
     shutil.copytree(made_cheng, folder / "Cheng")
+    shutil.copytree(made_ms, folder / "MS")
     return Workplace(folder)
 
 

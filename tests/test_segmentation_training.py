@@ -68,12 +68,12 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     expected = normalised_dice_loss(probability, blobs > 0, load=0.01) + 2 * blob_loss(probability, blobs, load=0.01)
     expected = expected + 0.5 * cross_entropy(output, 2 * (blobs > 0).long())
     assert float(segmentation_loss(output, blobs, 2, settings)) == pytest.approx(float(expected), rel=1e-6)
-    alone = SegmentationSettings(load=0.01, blob=0, cross_entropy=0)
+    alone = SegmentationSettings(load=0.01, blob=0)
     assert float(segmentation_loss(output, blobs, 2, alone)) == pytest.approx(
         float(normalised_dice_loss(probability, blobs > 0, load=0.01))
     )
     # The class of background is the first that is not the lesion's.
-    first = SegmentationSettings(load=0.01, blob=0)
+    first = SegmentationSettings(load=0.01, blob=0, cross_entropy=1)
     expected = normalised_dice_loss(output.softmax(dim=1)[:, 0], blobs > 0, load=0.01)
     expected = expected + cross_entropy(output, (blobs == 0).long())
     assert float(segmentation_loss(output, blobs, 0, first)) == pytest.approx(float(expected), rel=1e-6)

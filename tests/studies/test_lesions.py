@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 import voxplain as vx
-from voxplain.datasets import phantom
 from voxplain.datasets.case import Case
 from voxplain.datasets.multiple_sclerosis import cases
 from voxplain.grid import Grid
@@ -28,25 +27,8 @@ from voxplain.studies.lesion_presets import PRESETS
 CPU = vx.Compute(device="cpu", threads=1)
 
 
-def write_patients(root: Path) -> Path:
-    """Two made patients in Lesjak's layout, and the masks of two others."""
-    for number in (1, 2):
-        made = phantom.multiple_sclerosis(number)
-        for name, file in (("flair", "FLAIR"), ("t1", "T1")):
-            vx.save(made.scan.select([name]), root / f"patient0{number}" / f"{file}.nii.gz")
-        vx.save(made.labels, root / f"patient0{number}" / "consensus_gt.nii.gz")
-    for number in (3, 4):
-        vx.save(phantom.multiple_sclerosis(number).labels, root / "lesion_masks" / f"patient0{number}.nii.gz")
-    return root
-
-
 @pytest.fixture(scope="module")
-def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_patients(tmp_path_factory.mktemp("ms"))
-
-
-@pytest.fixture(scope="module")
-def ran(patients: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], pd.DataFrame]:
+def ran(made_ms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], pd.DataFrame]:
     """A quick run, and what it read in which order."""
     out = tmp_path_factory.mktemp("out")
     read: list[str] = []
@@ -62,7 +44,7 @@ def ran(patients: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
             return found
 
         patch.setattr(lesions, "train_network", marked)
-        summary = lesions.train(patients, out, size="quick", compute=CPU, console=Console(file=io.StringIO()))
+        summary = lesions.train(made_ms, out, size="quick", compute=CPU, console=Console(file=io.StringIO()))
     return out, read, summary
 
 
@@ -86,12 +68,12 @@ def test_models_say_whom_they_have_seen(ran: tuple[Path, list[str], pd.DataFrame
     assert "CC BY" in (out / "final" / "README.md").read_text()
 
 
-def test_figures_are_those_of_the_files(ran: tuple[Path, list[str], pd.DataFrame], patients: Path) -> None:
+def test_figures_are_those_of_the_files(ran: tuple[Path, list[str], pd.DataFrame], made_ms: Path) -> None:
     out, _, summary = ran
     assert set(summary.row) == {"unet", "intensity/flair-outliers", "whole-brain"}
     for patient in ("patient01", "patient02"):
         probability = read_map(out / patient / "probability.nii.gz")[0][0]
-        (case,) = [case for case in cases(patients) if case.id == patient]
+        (case,) = [case for case in cases(made_ms) if case.id == patient]
         its = summary[(summary.table == patient) & (summary.row == "unet")].set_index(["kind", "metric"])["value"]
         truth = case.tumour().data > 0
         assert its["deployable", "Dice"] == pytest.approx(dice(probability >= 0.3, truth), abs=1e-4)
@@ -106,15 +88,15 @@ def test_figures_are_those_of_the_files(ran: tuple[Path, list[str], pd.DataFrame
 
 
 def test_a_second_run_trains_nothing(
-    ran: tuple[Path, list[str], pd.DataFrame], patients: Path, monkeypatch: pytest.MonkeyPatch
+    ran: tuple[Path, list[str], pd.DataFrame], made_ms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _, summary = ran
     monkeypatch.setattr(lesion_training, "train_segmentation", None)
     monkeypatch.setattr(lesions, "predict", None)
-    again = lesions.train(patients, out, size="quick", compute=CPU, console=Console(file=io.StringIO()))
+    again = lesions.train(made_ms, out, size="quick", compute=CPU, console=Console(file=io.StringIO()))
     pd.testing.assert_frame_equal(again, summary)
     with pytest.raises(vx.InputError, match="other scans or with other settings"):
-        lesions.train(patients, out, size="quick", seed=1, compute=CPU, console=Console(file=io.StringIO()))
+        lesions.train(made_ms, out, size="quick", seed=1, compute=CPU, console=Console(file=io.StringIO()))
 
 
 def test_figures_by_arithmetic() -> None:
@@ -146,14 +128,14 @@ def test_the_confluent_lesion_is_left_out_of_both_masks() -> None:
     assert figures["Dice without confluent"] == pytest.approx(2 * 4 / (8 + 8))
 
 
-def test_patients_that_are_not_there_are_refused(patients: Path, tmp_path: Path) -> None:
+def test_patients_that_are_not_there_are_refused(made_ms: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     with pytest.raises(vx.InputError, match="one of patient01, patient02; got 'x'"):
-        lesions.train(patients, tmp_path, size="quick", leave_out="x", compute=CPU, console=console)
+        lesions.train(made_ms, tmp_path, size="quick", leave_out="x", compute=CPU, console=console)
     with pytest.raises(vx.InputError, match="needs two with expert masks"):
-        lesions.train(patients / "patient01", tmp_path, size="quick", compute=CPU, console=console)
+        lesions.train(made_ms / "patient01", tmp_path, size="quick", compute=CPU, console=console)
     with pytest.raises(vx.InputError, match="--preset is one of"):
-        lesions.train(patients, tmp_path, size="huge", compute=CPU, console=console)
+        lesions.train(made_ms, tmp_path, size="huge", compute=CPU, console=console)
 
 
 def test_the_paper_preset_has_the_papers_size_and_takes_a_step() -> None:
