@@ -13,12 +13,14 @@ from voxplain.explain import (
     HeatMap,
     HiResCAM,
     InstanceGradCAMPlusPlus,
+    InstanceSmoothGrad,
     KernelSHAP,
     LayerCAM,
     Occlusion,
     RelevanceMap,
 )
-from voxplain.explain.explainer import Explainer, replay
+from voxplain.explain.explainer import Explainer
+from voxplain.explain.replaying import replay
 from voxplain.explanation import Explanation, Region
 from voxplain.grid import Grid
 from voxplain.io.bundle import load_model, save_model, shipped_models
@@ -45,6 +47,7 @@ __all__ = [
     "HiResCAM",
     "InputError",
     "InstanceGradCAMPlusPlus",
+    "InstanceSmoothGrad",
     "KernelSHAP",
     "Labels",
     "LayerCAM",

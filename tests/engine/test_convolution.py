@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voxplain.engine.convolution import Convolution, convolve
+from voxplain.engine.convolution import Convolution, InputGradient, convolve
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -45,3 +45,28 @@ def test_autocast_is_obeyed() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = convolve(x, weight, None, (1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
     assert found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6], ids=lambda c: f"{c} channels")
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "groups"),
+    [
+        ((3, 3, 3), (2, 2, 2), (1, 1, 1), 1),
+        ((3, 1, 5), (2, 1, 3), (1, 1, 1), 1),
+        ((2, 2, 2), (4, 3, 2), (1, 1, 1), 1),
+        ((7, 3), (2, 1), (1, 1), 1),
+        ((3, 3, 3), (1, 2, 1), (2, 1, 3), 1),
+        ((3, 3), (2, 2), (1, 1), "each"),
+    ],
+    ids=str,
+)
+def test_the_input_gradient_is_autograds(kernel, stride, dilation, groups, channels: int) -> None:
+    groups = channels if groups == "each" else groups
+    convolution = {2: F.conv2d, 3: F.conv3d}[len(kernel)]
+    weight = noise(2 * channels, channels // groups, *kernel)
+    output = (3, 4, 2)[: len(kernel)]
+    read = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(output, stride, kernel, dilation, strict=True)]
+    x, values = noise(2, channels, *read).requires_grad_(), noise(2, 2 * channels, *output)
+    (expected,) = torch.autograd.grad(convolution(x, weight, None, stride, 0, dilation, groups), x, values)
+    found = InputGradient(weight, stride, dilation, groups)(values)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -15,8 +15,9 @@ from voxplain.checks.order import FILL, deletion_insertion
 from voxplain.compute import Compute
 from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
-from voxplain.explain.explainer import Explainer, check_speaks_of, explainer_of, target_of, versions
+from voxplain.explain.explainer import Explainer, versions
 from voxplain.explain.parts import PartsExplainer
+from voxplain.explain.replaying import check_speaks_of, explainer_of, target_of
 from voxplain.explain.rise import RISE
 from voxplain.explanation import Explanation
 from voxplain.grid import Grid

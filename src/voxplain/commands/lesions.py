@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from voxplain.commands.options import (
     sources_of,
 )
 from voxplain.compute import Compute
-from voxplain.engine.progress import tracked
+from voxplain.engine.progress import console
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer
 from voxplain.explanation import Explanation
@@ -196,18 +197,20 @@ def explain_lesions(
     waiting = [number for number in numbers if number not in peaks]
     if kept := len(numbers) - len(waiting):
         out_console.print(f"{kept} of {len(numbers)} lesions are explained already, and kept", highlight=False)
-    if len(numbers) > 1:
-        compute = dataclasses.replace(compute, progress=False)
-    stream = tracked(waiting, f"{explainer.name}, lesions", shown=len(numbers) > 1)
-    with closing(stream):
-        for number in stream:
-            why = explainer(model, scan, target=targets[number], seed=seed, compute=compute)
+    started = time.monotonic()
+    # Lesions that lie near each other may share passes, and then come together.
+    each = explainer.each(model, scan, lesions.labels, name=prediction.name, labels=waiting, seed=seed, compute=compute)
+    with closing(each):
+        for done, (number, why) in enumerate(each, start=1):
             mask = targets[number].mask if mask_rule is None else make_mask(why)
             peaks[number] = _peaks(why)
             kept_facts = {"number": number, "labels": LABELS, "peaks": peaks[number]}
             name = result_name(explainer.name, number)
             write_results(why, mask, name, out, rule=rule, sources=sources, seen=seen, lesion=kept_facts)
             write_table(with_peaks(lesions.table, peaks), paths["table"])
+            if len(waiting) > 1:
+                left = (time.monotonic() - started) / done * (len(waiting) - done)
+                console.print(f"lesion {number}: {done} of {len(waiting)}, about {left:.0f} s to go", highlight=False)
     # Those that were kept stand in the table, too.
     write_table(with_peaks(lesions.table, peaks), paths["table"])
     if len(numbers) == 1:

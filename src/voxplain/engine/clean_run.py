@@ -233,6 +233,11 @@ class CleanRun:
         elif rule.reads_clean:
             self._read.update(inputs)
 
+    def forget(self) -> None:
+        """Keep the shapes of the activations alone, for who runs other inputs through the graph."""
+        for node in self.inputs:
+            self._forget(node)
+
     def _forget(self, node: fx.Node) -> None:
         """Keep an activation's shape alone."""
         value = self.values[node]

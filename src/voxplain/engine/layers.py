@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from voxplain.engine.convolution import Convolution, convolve
+from voxplain.engine.convolution import Convolution, InputGradient, convolve
 from voxplain.engine.rules import Elementwise, Rule, Separable, Transposed, Windowed, Windows
 from voxplain.engine.tracing import DROPOUTS
 
@@ -55,7 +55,7 @@ def _convolution(
     def call(piece: torch.Tensor) -> torch.Tensor:
         return convolve(piece, weight, bias, stride, unpadded, dilation, groups)
 
-    return Windowed(windows, call)
+    return Windowed(windows, call, back=InputGradient(weight, stride, dilation, groups))
 
 
 def _transposed_convolution(
@@ -70,13 +70,16 @@ def _transposed_convolution(
     dilation: Sizes = 1,
 ) -> Rule:
     dimensions = input.ndim - 2
-    convolve = (F.conv_transpose2d, F.conv_transpose3d)[dimensions - 2]
-    stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
+    transposed = (F.conv_transpose2d, F.conv_transpose3d)[dimensions - 2]
+    stride, dilation, unpadded = _each(stride, dimensions), _each(dilation, dimensions), (0,) * dimensions
 
     def call(piece: torch.Tensor) -> torch.Tensor:
-        return convolve(piece, weight, bias, stride, 0, 0, groups, dilation)
+        return transposed(piece, weight, bias, stride, 0, 0, groups, dilation)
 
-    return Transposed(_windows(output, weight.shape[2:], stride, dilation, padding), call)
+    def back(piece: torch.Tensor) -> torch.Tensor:
+        return convolve(piece, weight, None, stride, unpadded, dilation, groups)
+
+    return Transposed(_windows(output, weight.shape[2:], stride, dilation, padding), call, back)
 
 
 def _max_pooling(
@@ -130,7 +133,10 @@ def _average_pooling(
             start, stop = np.maximum(start, 0), np.minimum(stop, input.shape[2 + axis])
         counts.append(torch.as_tensor(stop - start, dtype=input.dtype, device=input.device))
     divided = None if divisor_override else tuple(counts)
-    return Windowed(windows, call, counts=divided)
+    channels, ones = input.shape[1], torch.ones((1, 1, *kernel_size), dtype=input.dtype, device=input.device)
+    each = ones.expand(channels, 1, *kernel_size) / (divisor_override or 1)
+    back = InputGradient(each, stride, (1,) * dimensions, channels)
+    return Windowed(windows, call, counts=divided, back=back)
 
 
 def _padding(
@@ -142,7 +148,7 @@ def _padding(
     before = [0] * dimensions
     for axis, amount in enumerate(pad[::2]):
         before[dimensions - 1 - axis] = amount
-    return Windowed(_windows(output, 1, 1, 1, before), torch.Tensor.clone, fill=value or 0.0)
+    return Windowed(_windows(output, 1, 1, 1, before), torch.Tensor.clone, fill=value or 0.0, back=torch.Tensor.clone)
 
 
 _MODES_PER_AXIS = {

@@ -86,13 +86,14 @@ class Windowed(Rule):
 
     `call` works on a piece of the padded input, without padding of its own; `fill` is what lies around the volume. A
     mean over windows that reach over the border divides by the number of voxels counted there (`counts`, one vector
-    per axis).
+    per axis). Where `call` is linear, `back` is its transpose, from (N, C, *size) to the piece; else it is None.
     """
 
     windows: Windows
     call: Callable[[torch.Tensor], torch.Tensor]
     fill: float = 0.0
     counts: tuple[torch.Tensor, ...] | None = None
+    back: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def ranges(self, inputs: Sequence[Ranges]) -> Ranges:
         """Windows that touch the input's ranges."""
@@ -104,10 +105,13 @@ class Windowed(Rule):
         (held,), w = inputs, self.windows
         size = (np.asarray(boxes.size) - 1) * w.stride + w.reach + 1
         origin = boxes.start * w.stride - w.padding
-        values = self.call(gather(held.clean, held.values, held.boxes, origin, tuple(size.tolist()), self.fill))
-        if self.counts is None:
-            return values
-        for axis, counts in enumerate(self.counts):
+        return self.counted(
+            self.call(gather(held.clean, held.values, held.boxes, origin, tuple(size.tolist()), self.fill)), boxes
+        )
+
+    def counted(self, values: torch.Tensor, boxes: Boxes) -> torch.Tensor:
+        """Sums over windows (N, C, *boxes.size), divided by the number of voxels that count in each."""
+        for axis, counts in enumerate(self.counts or ()):
             rows = torch.stack([counts[s : s + boxes.size[axis]] for s in boxes.start[:, axis].tolist()])
             shape = [len(rows)] + [1] * (values.ndim - 1)
             shape[2 + axis] = boxes.size[axis]
@@ -117,10 +121,11 @@ class Windowed(Rule):
 
 @dataclass(frozen=True, eq=False)
 class Transposed(Rule):
-    """Transposed convolutions: an input voxel writes a window of the output."""
+    """Transposed convolutions: an input voxel writes a window of the output. `back` is the transpose of `call`."""
 
     windows: Windows
     call: Callable[[torch.Tensor], torch.Tensor]
+    back: Callable[[torch.Tensor], torch.Tensor]
 
     def ranges(self, inputs: Sequence[Ranges]) -> Ranges:
         """All that the input's ranges write to."""
@@ -161,21 +166,37 @@ class Separable(Rule):
     def compute(self, inputs: Sequence[Held], boxes: Boxes) -> torch.Tensor:
         """The matrices' columns of the boxes, times the rows that they read."""
         (held,) = inputs
+        read = self.read_by(boxes)
+        values = gather(held.clean, held.values, held.boxes, read.start, read.size)
+        for axis in range(len(self.matrices)):
+            weights = self._weights(axis, read, boxes, values)
+            values = torch.matmul(values.movedim(2 + axis, -1), weights).movedim(-1, 2 + axis)
+        return values
+
+    def read_by(self, boxes: Boxes) -> Boxes:
+        """Boxes of the input that boxes of the output read."""
         last_voxels = boxes.start + boxes.size - 1
         first = np.stack([read[0][boxes.start[:, axis]] for axis, read in enumerate(self.reads)], 1)
         last = np.stack([read[1][last_voxels[:, axis]] for axis, read in enumerate(self.reads)], 1)
-        size = tuple((last - first).max(axis=0).tolist())
-        first = np.minimum(first, np.asarray(held.clean.shape[2:]) - size)
-        values = gather(held.clean, held.values, held.boxes, first, size)
-        for axis, matrix in enumerate(self.matrices):
-            pieces = [
-                matrix[row : row + size[axis], column : column + boxes.size[axis]]
-                for row, column in zip(first[:, axis].tolist(), boxes.start[:, axis].tolist(), strict=True)
-            ]
-            weights = torch.stack(pieces).to(values.dtype)
-            weights = weights.view(len(pieces), *[1] * (values.ndim - 3), *weights.shape[1:])
+        size = (last - first).max(axis=0)
+        return Boxes(np.minimum(first, [len(matrix) for matrix in self.matrices] - size), tuple(size.tolist()))
+
+    def back(self, values: torch.Tensor, boxes: Boxes) -> torch.Tensor:
+        """The transpose: from values (N, C, *boxes.size) of the output to boxes of the input, as `read_by` has them."""
+        read = self.read_by(boxes)
+        for axis in range(len(self.matrices)):
+            weights = self._weights(axis, read, boxes, values).transpose(-1, -2)
             values = torch.matmul(values.movedim(2 + axis, -1), weights).movedim(-1, 2 + axis)
         return values
+
+    def _weights(self, axis: int, read: Boxes, boxes: Boxes, like: torch.Tensor) -> torch.Tensor:
+        """Along one axis, for each input of a batch, how much each voxel read counts in each voxel of the output."""
+        pieces = [
+            self.matrices[axis][row : row + read.size[axis], column : column + boxes.size[axis]]
+            for row, column in zip(read.start[:, axis].tolist(), boxes.start[:, axis].tolist(), strict=True)
+        ]
+        weights = torch.stack(pieces).to(like.dtype)
+        return weights.view(len(pieces), *[1] * (like.ndim - 3), *weights.shape[1:])
 
 
 def _crop(values: torch.Tensor, offsets: np.ndarray, size: tuple[int, ...]) -> torch.Tensor:

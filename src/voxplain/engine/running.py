@@ -116,6 +116,20 @@ class Running:
         self.facts["windows"] = {"size": list(card.window or ()), "overlap": card.overlap, "run": count, "of": every}
         return stitched
 
+    @property
+    def device(self) -> torch.device:
+        """Where passes run."""
+        return self._device
+
+    def raw_scores(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The model's own network on the device, as float32: of a window where it reads those. It counts as no pass.
+
+        The output is not looked at, and may hold NaN where the inputs do.
+        """
+        output = self._called(self.model.network, inputs)
+        assert isinstance(output, torch.Tensor)  # the clean pass has seen to that
+        return output.float()
+
     def scores(self, inputs: np.ndarray, scale: str) -> np.ndarray:
         """The target's "probability" or "logit" for each of the inputs (N, C, X, Y, Z); (N,) float64.
 

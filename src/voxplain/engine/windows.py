@@ -69,6 +69,8 @@ class Tiling:
     @cached_property
     def boxes(self) -> tuple[Slices, ...]:
         """Every window, in the padded volume."""
+        if self.window == self.padded:
+            return (_box([slice(0, size) for size in self.padded]),)
         # MONAI's data room takes a second to load, which models without windows are spared.
         from monai.data.utils import dense_patch_slices
 

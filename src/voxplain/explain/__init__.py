@@ -5,6 +5,7 @@ from voxplain.explain.evidence import HeatMap
 from voxplain.explain.grad_cam_plus_plus import GradCAMPlusPlus, InstanceGradCAMPlusPlus
 from voxplain.explain.gradient import GuidedBackprop
 from voxplain.explain.hires_cam import HiResCAM
+from voxplain.explain.instance import InstanceSmoothGrad
 from voxplain.explain.kernel_shap import KernelSHAP
 from voxplain.explain.layer_cam import LayerCAM
 from voxplain.explain.lime import LIME
@@ -21,6 +22,7 @@ __all__ = [
     "HeatMap",
     "HiResCAM",
     "InstanceGradCAMPlusPlus",
+    "InstanceSmoothGrad",
     "KernelSHAP",
     "LayerCAM",
     "Occlusion",

@@ -7,7 +7,7 @@ import platform
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from voxplain.model import Model
 from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.preparation import Prepared, prepare
 from voxplain.scan import Labels, Scan
-from voxplain.target import ClassScore, PredictedClass, RegionScore, Target, default_target
+from voxplain.target import RegionScore, Target, default_target
 
 # Up to so many regions have a bar and notices of their own: the two halves of a head.
 _BARS = 2
@@ -93,14 +93,16 @@ class _Found:
 class Explainer(ABC):
     """A method of explanation: a small value whose fields are its options; model and scan arrive at the call.
 
-    A new method is a frozen subclass with fields (each with `metadata={"help": ...}`) and `_relevance`.
+    A new method is a frozen subclass with fields (each with `metadata={"help": ...}`) and `_relevance`. One that can
+    explain several regions in less than the sum of their passes writes `_together` and `_relevances` as well. `takes`
+    are the kinds of targets that it explains.
     """
 
     name: ClassVar[str]
     family: ClassVar[str]
     needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]]
     cost: ClassVar[str]
-    takes: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass, RegionScore)
+    takes: ClassVar[tuple[type[Target], ...]] = (Target,)
 
     @final
     def __call__(
@@ -121,55 +123,119 @@ class Explainer(ABC):
         Raises:
             InputError: model, scan, target and options do not fit each other.
         """
-        target = target or default_target(model.card)
-        compute = compute or Compute()
-        if not isinstance(target, self.takes):
-            taken = ", ".join(kind.__name__ for kind in self.takes)
-            advice = "; of a segmentation network, one region at a time: target=vx.RegionScore(name, region)"
-            raise InputError(
-                f"{self.name} explains {taken}, not {type(target).__name__}"
-                + (advice if self.takes == (RegionScore,) else "")
-            )
-        target.check(model.card, scan.grid)
-        if self.needs == "layer" and not model.differentiable_inside:
-            raise InputError(
-                f"{self.name} watches layers, which a TorchScript network does not allow; methods that need calls "
-                f"only work: {', '.join(other.name for other in _all_explainers() if other.needs == 'calls')}"
-            )
-        if self.needs == "self-explaining" and not isinstance(model.network, SelfExplaining):
-            others = ", ".join(other.name for other in _all_explainers() if other.needs != "self-explaining")
-            raise InputError(
-                f"{self.name} reads a map that the network itself makes, as those of voxplain.networks.gp_unet, "
-                f"gp_reconresnet and gp_shuffleunet do; this one is {type(model.network).__name__}: train one of "
-                f"those, or use {others}"
-            )
+        (found,) = self._explained(model, scan, [target or default_target(model.card)], seed, compute or Compute())
+        return found
+
+    @final
+    def each(
+        self,
+        model: Model,
+        scan: Scan,
+        regions: Labels,
+        *,
+        name: str,
+        labels: Sequence[int] | None = None,
+        seed: int = 0,
+        compute: Compute | None = None,
+    ) -> Iterator[tuple[int, Explanation]]:
+        """Explain what the network says of several regions of a scan, such as all of its lesions.
+
+        Each is explained as `RegionScore(name, regions, label)` alone would be, to rounding; a method may share passes
+        among regions that lie near each other, which then come after each other.
+
+        Args:
+            regions: labels on the scan's own grid.
+            name: the class whose score is explained.
+            labels: those to explain, in this order where nothing is shared; all of them by default.
+
+        Yields:
+            A label and its explanation, as soon as it is there.
+
+        Raises:
+            InputError: a label that does not occur, or model, scan and options that do not fit each other.
+        """
+        wanted = [int(label) for label in (np.unique(regions.data[regions.data > 0]) if labels is None else labels)]
+        targets = [RegionScore(name, regions, label) for label in wanted]
+        for some in self._together(model, targets):
+            found = self._explained(model, scan, [targets[i] for i in some], seed, compute or Compute())
+            yield from zip((wanted[i] for i in some), found, strict=True)
+
+    def _explained(
+        self, model: Model, scan: Scan, targets: Sequence[Target], seed: int, compute: Compute
+    ) -> list[Explanation]:
+        """Explain several targets of one scan, which share what the method lets them share."""
+        self._check_fits(model, scan, targets)
         started = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             regions = prepare(scan, model.card)
-            targets = target.on([prepared.input.grid for prepared in regions])
-        wanted = [pair for pair in zip(regions, targets, strict=True) if pair[1] is not None]
+            on_grids = [target.on([prepared.input.grid for prepared in regions]) for target in targets]
+        wanted = [
+            (prepared, [(number, its) for number, its in enumerate(there) if its is not None])
+            for prepared, there in zip(regions, zip(*on_grids, strict=True), strict=True)
+        ]
+        wanted = [(prepared, there) for prepared, there in wanted if there]
         # One bar over many slices, not a bar and an announcement for each of them.
         many = len(wanted) > _BARS
         its_compute = dataclasses.replace(compute, progress=False) if many else compute
-        found: list[_Found] = []
+        found: list[list[_Found]] = [[] for _ in targets]
         with (
             compute.running(),
             in_evaluation(model.network, compute.torch_device),
             closing(tracked(wanted, f"{self.name}, slices", shown=compute.progress and many)) as stream,
         ):
-            for prepared, its_target in stream:
-                assert its_target is not None
-                probe = Probe(model, prepared, its_target, seed, its_compute)
-                relevance = self._relevance(probe)
-                _check(relevance, prepared, self.name)
-                found.append(_Found.of(prepared, probe, relevance))
-        said = [str(warning.message) for warning in caught] + _noticed(found)
+            for prepared, there in stream:
+                probes = [Probe(model, prepared, target, seed, its_compute) for _, target in there]
+                for (number, _), probe, relevance in zip(there, probes, self._relevances(probes), strict=True):
+                    _check(relevance, prepared, self.name)
+                    found[number].append(_Found.of(prepared, probe, relevance))
+        seconds = (time.perf_counter() - started) / len(targets)
+        facts = {"preparation": dict(regions[0].record), "seconds": round(seconds, 3)}
+        warned = [str(warning.message) for warning in caught]
+        return [
+            _assemble(scan, of_it, self._provenance(model, scan, target, seed, compute, of_it, warned) | facts)
+            for target, of_it in zip(targets, found, strict=True)
+        ]
+
+    def _check_fits(self, model: Model, scan: Scan, targets: Sequence[Target]) -> None:
+        """Raise InputError where method, model, scan and targets do not fit each other."""
+        for target in targets:
+            if not isinstance(target, self.takes):
+                what = " or ".join(kind.__name__ for kind in self.takes)
+                if self.takes == (RegionScore,):
+                    what = "a region, such as one lesion: target=vx.RegionScore(name, region)"
+                raise InputError(f"{self.name} explains {what}; got {type(target).__name__}")
+            target.check(model.card, scan.grid)
+        if self.needs == "layer" and not model.differentiable_inside:
+            raise InputError(
+                f"{self.name} watches layers, which a TorchScript network does not allow; methods that need calls "
+                f"only work: {', '.join(other.name for other in all_explainers() if other.needs == 'calls')}"
+            )
+        if self.needs == "self-explaining" and not isinstance(model.network, SelfExplaining):
+            others = ", ".join(other.name for other in all_explainers() if other.needs != "self-explaining")
+            raise InputError(
+                f"{self.name} reads a map that the network itself makes, as those of voxplain.networks.gp_unet, "
+                f"gp_reconresnet and gp_shuffleunet do; this one is {type(model.network).__name__}: train one of "
+                f"those, or use {others}"
+            )
+
+    def _provenance(
+        self,
+        model: Model,
+        scan: Scan,
+        target: Target,
+        seed: int,
+        compute: Compute,
+        found: list[_Found],
+        warned: list[str],
+    ) -> dict[str, Any]:
+        """What replays an explanation; what there is to say of how it ran is warned of."""
+        said = warned + _noticed(found)
         if compute.dtype != "float32":
             said.append(f"ran in {compute.dtype}: scores carry two to three significant digits")
         for message in said:
-            warnings.warn(message, UserWarning, stacklevel=2)
-        provenance = {
+            warnings.warn(message, UserWarning, stacklevel=4)
+        return {
             "explainer": f"{type(self).__module__}:{type(self).__qualname__}",
             "options": dataclasses.asdict(self),
             "target": target.record(),
@@ -188,13 +254,18 @@ class Explainer(ABC):
                 "backward": sum(one.backwards for one in found),
             },
             "incremental_passes": sum(one.followed for one in found),
-            "seconds": round(time.perf_counter() - started, 3),
-            "preparation": dict(regions[0].record),
             "warnings": said,
             "facts": {one.region.name: one.facts for one in found},
             "versions": versions(),
         }
-        return _assemble(scan, found, provenance)
+
+    def _together(self, model: Model, targets: Sequence[RegionScore]) -> list[list[int]]:
+        """Which of several regions are explained at a time, by their numbers: each alone, where nothing is shared."""
+        return [[number] for number in range(len(targets))]
+
+    def _relevances(self, probes: Sequence[Probe]) -> Iterator[Relevance]:
+        """Explain several targets of one input of the network: after each other, where nothing is shared."""
+        return (self._relevance(probe) for probe in probes)
 
     @abstractmethod
     def _relevance(self, probe: Probe) -> Relevance:
@@ -207,79 +278,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def replay(
-    provenance: Mapping[str, Any],
-    model: Model,
-    scan: Scan,
-    compute: Compute | None = None,
-    *,
-    target: Target | None = None,
-) -> Explanation:
-    """Run again what a provenance describes, on the same model and scan.
-
-    `target` is needed where the provenance holds its fingerprint alone: regions (RegionScore).
-
-    Raises:
-        InputError: model, scan, target or the fill's perturbation network are not those that the provenance names, the
-            target is needed and was not given, or the method is not known here.
-    """
-    check_speaks_of(provenance, model, scan)
-    explainer, target = explainer_of(provenance), target_of(provenance, target)
-    again = explainer(model, scan, target=target, seed=provenance["seed"], compute=compute)
-    for region, facts in provenance["facts"].items():
-        named, found = (each.get("perturbation_network") for each in (facts, again.provenance["facts"].get(region, {})))
-        if named != found:
-            raise InputError(f"the provenance names the perturbation network {named}; its fill's folder holds {found}")
-    return again
-
-
-def check_speaks_of(provenance: Mapping[str, Any], model: Model, scan: Scan) -> None:
-    """Raise InputError when a provenance names another model or scan."""
-    for what, given, stated in (
-        ("model", model.fingerprint, provenance["model"]["fingerprint"]),
-        ("scan", scan.fingerprint, provenance["scan"]["fingerprint"]),
-    ):
-        if given != stated:
-            raise InputError(
-                f"the provenance speaks of another {what}: it names {stated}, this one is {given}; "
-                f"give the {what} that was explained, or explain this one"
-            )
-
-
-def explainer_of(provenance: Mapping[str, Any]) -> Explainer:
-    """The explainer that a provenance names, with its options.
-
-    Raises:
-        InputError: the method is not known here.
-    """
-    known = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in _all_explainers()}
-    if provenance["explainer"] not in known:
-        raise InputError(f"no explainer {provenance['explainer']}; known: {', '.join(known)}")
-    return known[provenance["explainer"]](**provenance["options"])
-
-
-def target_of(provenance: Mapping[str, Any], target: Target | None = None) -> Target:
-    """The target that a provenance names; regions (RegionScore), which it does not hold, are given as `target`.
-
-    Raises:
-        InputError: the target is needed and was not given, or is not the one that the provenance names.
-    """
-    named = dict(provenance["target"])
-    if target is None and named["kind"] == "ClassScore":
-        target = ClassScore(named["name"])
-    if target is None and named["kind"] == "PredictedClass":
-        target = PredictedClass()
-    if target is None:
-        raise InputError(
-            f"the provenance names a {named['kind']} by its fingerprint, and does not hold it; "
-            "give the one that was explained: vx.replay(..., target=...), vx.check(..., target=...)"
-        )
-    if target.record() != named:
-        raise InputError(f"the provenance speaks of another target: it names {named}, this one is {target.record()}")
-    return target
-
-
-def _all_explainers() -> list[type[Explainer]]:
+def all_explainers() -> list[type[Explainer]]:
+    """Every method that is known here, those of others included."""
     found, waiting = [], list(Explainer.__subclasses__())
     while waiting:
         kind = waiting.pop()
