@@ -211,6 +211,9 @@ def test_one_lesion(run: Run, head: Path, tmp_path: Path) -> None:
     assert found["peak_all"][1] == pytest.approx(values.max(), rel=1e-4)
     assert f"peak all {values.max():.3g}" in out
     content = json.loads((tmp_path / f"{name}.json").read_text())
+    # Another one later: the table keeps what is known of the first.
+    assert run("explain", "instance-grad-cam++", *files(head), "--lesion", 4, "--out", tmp_path)[0] == 0
+    assert table(tmp_path)["peak_all"].notna().tolist() == [False, True, False, True]
     assert content["mask"]["rule"] == "lesion"
     assert content["target"]["label"] == 2
     assert content["lesion"]["labels"] == "lesions.nii.gz"

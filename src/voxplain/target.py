@@ -186,7 +186,7 @@ class RegionScore(Target):
                 f"a region is voxplain.Labels on the scan's grid, such as vx.Labels(array, scan.grid); "
                 f"got {type(self.region).__name__}"
             )
-        if self.mask.data.any():
+        if self.count:
             return
         if self.label is None:
             raise InputError("the region is empty: every voxel is 0; expected at least one that is not")
@@ -194,12 +194,30 @@ class RegionScore(Target):
         shown = ", ".join(present[:20] + ["..."] * (len(present) > 20)) or "none"
         raise InputError(f"the region has no label {self.label}; its labels are {shown}")
 
-    @cached_property
+    @property
     def mask(self) -> Labels:
         """The voxels that are read, as labels 0 and 1 on the region's grid."""
-        data = self.region.data
-        chosen = data != 0 if self.label is None else (data == self.label) & (data != 0)
+        if self.label is None and int(self.region.data.max()) <= 1:
+            return self.region
+        # Made anew: of hundreds of lesions whole masks would not fit into memory.
+        chosen = np.zeros(self.region.grid.shape, dtype=np.int32)
+        chosen[self._where] = 1
         return Labels(chosen, self.region.grid)
+
+    @property
+    def count(self) -> int:
+        """How many voxels are read."""
+        return len(self._where[0])
+
+    @cached_property
+    def _where(self) -> tuple[np.ndarray, ...]:
+        """Where the voxels are along each axis, in order."""
+        data = self.region.data
+        return np.nonzero(data) if self.label is None else np.nonzero((data == self.label) & (data != 0))
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.mask.fingerprint
 
     def check(self, card: Card, grid: Grid) -> None:
         """Raise InputError when the model has no such class, or the region lies on another grid than the scan."""
@@ -209,15 +227,16 @@ class RegionScore(Target):
 
     def on(self, grids: Sequence[Grid]) -> list[Target | None]:
         """The region by nearest voxel on each grid; None where no voxel of it is left."""
-        there = [self.mask.on(grid) for grid in grids]
+        mask = self.mask
+        there = [mask.on(grid) for grid in grids]
         found: list[Target | None] = [RegionScore(self.name, mask) if mask.data.any() else None for mask in there]
-        count, outside = int(self.mask.data.sum()), self._outside(grids)
+        count, outside = self.count, self._outside(grids)
         if outside == count:
             raise InputError(f"all {count} voxels of the region lie outside of what the network reads of this scan")
         if not any(found):
             spacing = " x ".join(f"{size:.3g}" for size in grids[0].spacing)
             raise InputError(
-                f"the region of {count} voxels, {self.mask.volume:.3g} ml, is too small for the network's voxels of "
+                f"the region of {count} voxels, {mask.volume:.3g} ml, is too small for the network's voxels of "
                 f"{spacing} mm: the centre of none lies in it; explain a larger region"
             )
         if outside:
@@ -266,8 +285,8 @@ class RegionScore(Target):
             "kind": "RegionScore",
             "name": self.name,
             "label": None if self.label is None else int(self.label),
-            "voxels": int(self.mask.data.sum()),
-            "fingerprint": self.mask.fingerprint,
+            "voxels": self.count,
+            "fingerprint": self._fingerprint,
         }
 
     def _voxels(self, output: torch.Tensor) -> torch.Tensor:
@@ -279,11 +298,11 @@ class RegionScore(Target):
     @cached_property
     def _index(self) -> list[torch.Tensor]:
         """Where the region's voxels are along each axis."""
-        return [torch.from_numpy(axis) for axis in np.nonzero(self.mask.data)]
+        return [torch.from_numpy(axis) for axis in self._where]
 
     def _outside(self, grids: Sequence[Grid]) -> int:
         """How many of the region's voxels have their centre in none of the grids' fields of view."""
-        world = self.region.grid.world(np.argwhere(self.mask.data))
+        world = self.region.grid.world(np.stack(self._where, axis=1))
         outside = np.ones(len(world), dtype=bool)
         for grid in grids:
             index = grid.index(world)

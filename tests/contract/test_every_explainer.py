@@ -20,7 +20,7 @@ from voxplain.networks.self_explaining import SelfExplaining
 CPU = vx.Compute(device="cpu")
 EVERY = [getattr(explain, name) for name in explain.__all__]
 # Those that explain regions alone are in the suite on regions.
-KINDS = [kind for kind in EVERY if vx.ClassScore in kind.takes]
+KINDS = [kind for kind in EVERY if issubclass(vx.ClassScore, kind.takes)]
 # A flipped, anisotropic grid with an odd origin; RAS+ world, so this one is LAS.
 AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
 

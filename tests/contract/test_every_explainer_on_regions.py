@@ -20,7 +20,7 @@ from voxplain import explain
 CPU = vx.Compute(device="cpu")
 EVERY = [getattr(explain, name) for name in explain.__all__]
 # A network that explains itself says one score per class, and its map is of that score.
-KINDS = [kind for kind in EVERY if vx.RegionScore in kind.takes]
+KINDS = [kind for kind in EVERY if issubclass(vx.RegionScore, kind.takes)]
 # A flipped, anisotropic grid with an odd origin; RAS+ world, so this one is LAS.
 AFFINE = np.array([[-1.5, 0, 0, 11], [0, 1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
 # Lengths in mm must suit worlds of 2 to 4 cm, and numbers of samples a suite that runs each method many times.
@@ -222,6 +222,6 @@ def test_refuses_targets_that_it_does_not_take(explainer: vx.Explainer) -> None:
     world = WORLDS["2D image with softmax"]
     for target in (vx.ClassScore("blob"), vx.PredictedClass()):
         taken = isinstance(target, explainer.takes)
-        words = "a map per class is explained by region: --lesion N" if taken else "one region at a time: target=vx.Reg"
+        words = "a map per class is explained by region: --lesion N" if taken else "such as one lesion: target=vx.Reg"
         with pytest.raises(vx.InputError, match=words):
             explainer(world.model, world.scan, target=target, compute=CPU)

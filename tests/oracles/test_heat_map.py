@@ -99,7 +99,7 @@ def test_other_networks_and_targets_are_refused_with_what_would_work() -> None:
     with pytest.raises(vx.InputError, match=r"gp_unet, gp_reconresnet and .* this one is Sequential: .*relevance-map"):
         vx.HeatMap()(plain, scan, compute=CPU)
     region = vx.RegionScore("low", vx.Labels(np.ones(scan.grid.shape, int), scan.grid))
-    with pytest.raises(vx.InputError, match="heat-map explains ClassScore, PredictedClass, not RegionScore"):
+    with pytest.raises(vx.InputError, match="heat-map explains ClassScore or PredictedClass; got RegionScore"):
         vx.HeatMap()(model, scan, target=region, compute=CPU)
     with pytest.raises(vx.InputError, match="show is one of heat-map, log-odds, contributions; got 'both'"):
         vx.HeatMap(show="both")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from voxplain.commands.options import (
     sources_of,
 )
 from voxplain.compute import Compute
-from voxplain.engine.progress import tracked
+from voxplain.engine.progress import console
 from voxplain.errors import InputError
 from voxplain.explain.explainer import Explainer
 from voxplain.explanation import Explanation
@@ -184,31 +185,34 @@ def explain_lesions(
     _print_lesions(lesions)
     rule, sources = mask_rule or "lesion", sources_of(files)
     seen = seen_by(model.card, sources)
-    targets = {number: RegionScore(prediction.name, lesions.labels, number) for number in numbers}
-    asked = {
-        number: _identity(explainer, model, scan, target, seed=seed, rule=rule) for number, target in targets.items()
-    }
+    stated = _identity(explainer, model, scan, seed=seed, rule=rule)
+
+    def target(number: int) -> RegionScore:
+        return RegionScore(prediction.name, lesions.labels, number)
+
+    # Those of earlier runs stand in the table, too, asked for or not.
     peaks = {
         number: known
         for number in lesions.numbers
-        if (known := _peaks_known(out, result_name(explainer.name, number), asked.get(number))) is not None
+        if (known := _peaks_known(out, result_name(explainer.name, number), stated, partial(target, number)))
+        is not None
     }
     waiting = [number for number in numbers if number not in peaks]
     if kept := len(numbers) - len(waiting):
         out_console.print(f"{kept} of {len(numbers)} lesions are explained already, and kept", highlight=False)
-    if len(numbers) > 1:
-        compute = dataclasses.replace(compute, progress=False)
-    stream = tracked(waiting, f"{explainer.name}, lesions", shown=len(numbers) > 1)
-    with closing(stream):
-        for number in stream:
-            why = explainer(model, scan, target=targets[number], seed=seed, compute=compute)
-            mask = targets[number].mask if mask_rule is None else make_mask(why)
-            peaks[number] = _peaks(why)
-            kept_facts = {"number": number, "labels": LABELS, "peaks": peaks[number]}
-            name = result_name(explainer.name, number)
-            write_results(why, mask, name, out, rule=rule, sources=sources, seen=seen, lesion=kept_facts)
-            write_table(with_peaks(lesions.table, peaks), paths["table"])
-    # Those that were kept stand in the table, too.
+    started = time.monotonic()
+    # Lesions that lie near each other may share passes, and then come together.
+    each = explainer.each(model, scan, lesions.labels, name=prediction.name, labels=waiting, seed=seed, compute=compute)
+    for done, (number, why) in enumerate(each, start=1):
+        mask = target(number).mask if mask_rule is None else make_mask(why)
+        peaks[number] = _peaks(why)
+        kept_facts = {"number": number, "labels": LABELS, "peaks": peaks[number]}
+        name = result_name(explainer.name, number)
+        write_results(why, mask, name, out, rule=rule, sources=sources, seen=seen, lesion=kept_facts)
+        write_table(with_peaks(lesions.table, peaks), paths["table"])
+        if len(waiting) > 1:
+            left = (time.monotonic() - started) / done * (len(waiting) - done)
+            console.print(f"lesion {number}: {done} of {len(waiting)}, about {left:.0f} s to go", highlight=False)
     write_table(with_peaks(lesions.table, peaks), paths["table"])
     if len(numbers) == 1:
         paths["map"] = out / f"{result_name(explainer.name, numbers[0])}.nii.gz"
@@ -243,15 +247,12 @@ def _peaks(explanation: Explanation) -> dict[str, float]:
     return found
 
 
-def _identity(
-    explainer: Explainer, model: Model, scan: Scan, target: RegionScore, *, seed: int, rule: str
-) -> dict[str, Any]:
-    """What a finished result must state to be taken for the one that is asked for."""
+def _identity(explainer: Explainer, model: Model, scan: Scan, *, seed: int, rule: str) -> dict[str, Any]:
+    """What a finished result must state, beside its target, to be taken for the one that is asked for."""
     kind = type(explainer)
     stated = {
         "explainer": f"{kind.__module__}:{kind.__qualname__}",
         "options": dataclasses.asdict(explainer),
-        "target": target.record(),
         "seed": seed,
         "model": model.fingerprint,
         "scan": scan.fingerprint,
@@ -260,21 +261,23 @@ def _identity(
     return dict(json.loads(json.dumps(stated)))
 
 
-def _peaks_known(folder: Path, name: str, asked: Mapping[str, Any] | None) -> dict[str, float] | None:
+def _peaks_known(
+    folder: Path, name: str, asked: Mapping[str, Any], target: Callable[[], RegionScore]
+) -> dict[str, float] | None:
     """The peaks of a finished result that is the one asked for; None where there is none, or it is another."""
     # The provenance is written last: where it stands, the map does.
     files = [folder / f"{name}{ending}" for ending in (".json", ".nii.gz", "-mask.nii.gz")]
-    if asked is None or not all(path.is_file() for path in files):
+    if not all(path.is_file() for path in files):
         return None
     try:
         content = read_json(files[0]) or {}
-        stated = {key: content[key] for key in ("explainer", "options", "target", "seed")}
+        stated = {key: content[key] for key in ("explainer", "options", "seed")}
         stated |= {key: content[key]["fingerprint"] for key in ("model", "scan")}
         stated["rule"] = content["mask"]["rule"]
         peaks = {str(channel): float(value) for channel, value in content["lesion"]["peaks"].items()}
     except (KeyError, TypeError, ValueError):
         return None
-    return peaks if stated == asked else None
+    return peaks if stated == asked and content["target"] == target().record() else None
 
 
 def _print_lesions(lesions: Lesions) -> None:

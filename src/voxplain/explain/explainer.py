@@ -27,7 +27,7 @@ from voxplain.model import Model
 from voxplain.networks.self_explaining import SelfExplaining
 from voxplain.preparation import Prepared, prepare
 from voxplain.scan import Labels, Scan
-from voxplain.target import ClassScore, PredictedClass, RegionScore, Target, default_target
+from voxplain.target import RegionScore, Target, default_target
 
 # Up to so many regions have a bar and notices of their own: the two halves of a head.
 _BARS = 2
@@ -102,7 +102,7 @@ class Explainer(ABC):
     family: ClassVar[str]
     needs: ClassVar[Literal["calls", "gradients", "layer", "self-explaining"]]
     cost: ClassVar[str]
-    takes: ClassVar[tuple[type[Target], ...]] = (ClassScore, PredictedClass, RegionScore)
+    takes: ClassVar[tuple[type[Target], ...]] = (Target,)
 
     @final
     def __call__(
@@ -201,10 +201,10 @@ class Explainer(ABC):
         """Raise InputError where method, model, scan and targets do not fit each other."""
         for target in targets:
             if not isinstance(target, self.takes):
-                raise InputError(
-                    f"{self.name} explains a region, such as one lesion: target=vx.RegionScore(name, region); got "
-                    f"{type(target).__name__}"
-                )
+                what = " or ".join(kind.__name__ for kind in self.takes)
+                if self.takes == (RegionScore,):
+                    what = "a region, such as one lesion: target=vx.RegionScore(name, region)"
+                raise InputError(f"{self.name} explains {what}; got {type(target).__name__}")
             target.check(model.card, scan.grid)
         if self.needs == "layer" and not model.differentiable_inside:
             raise InputError(

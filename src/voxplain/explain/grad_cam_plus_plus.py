@@ -68,7 +68,7 @@ class InstanceGradCAMPlusPlus(ClassActivationMap):
     def _scale(self, probe: Probe) -> float:
         assert isinstance(probe.target, RegionScore), "the template lets no other target through"
         # The target's logit is the mean over the lesion's voxels; Eq. 9 has the sum.
-        return float(probe.target.mask.data.sum())
+        return float(probe.target.count)
 
     def _weighted(self, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         weights = _alpha_of(activation, gradient, self.alpha) * np.maximum(gradient, 0)
