@@ -38,14 +38,14 @@ def augmentation(kind: bool | str = True) -> Compose:
       either way, as paper gp has it (002, table 2).
     - "slices", for slices: mirroring, a rotation by up to 25 degrees, shift, scaling, brightness, contrast and noise,
       which falls on the background, too.
-    - "lesions", for patches of volumes with z-scores: contrast, brightness, a bias field, blur and noise per scan or
+    - "lesions", for patches of normalised volumes: contrast, brightness, a bias field, blur and noise per scan or
       sequence, nothing that moves a voxel.
     """
     if kind == "lesions":
         return Compose(
             [
-                RandScaleIntensity(factors=(-0.4, 1.0), prob=0.9, channel_wise=True),
-                RandShiftIntensity(offsets=0.4, prob=0.8, channel_wise=True),
+                RandScaleIntensity(factors=(-0.35, 0.5), prob=0.8, channel_wise=True),
+                RandShiftIntensity(offsets=0.3, prob=0.8, channel_wise=True),
                 RandAdjustContrast(gamma=(0.75, 1.35), prob=0.5),
                 RandBiasField(coeff_range=(0.0, 0.06), prob=0.3),
                 RandGaussianSmooth(sigma_x=(0.3, 0.8), sigma_y=(0.3, 0.8), sigma_z=(0.3, 0.8), prob=0.3),

@@ -27,7 +27,7 @@ def preprocess_scan(
 ) -> None:
     """Register the sequences of a head rigidly, take their bias out, or both; what was done is in preprocessing.json.
 
-    z-scores are not made here: a model's card asks for them, and each command makes them as it does.
+    Intensities are not normalised here: a model's card says how, and each command does it on the way in.
     """
     from voxplain.preprocessing import correct_bias, register
 

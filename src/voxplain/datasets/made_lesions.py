@@ -8,10 +8,9 @@ from scipy import ndimage
 from voxplain.errors import InputError
 from voxplain.grid import resample
 from voxplain.scan import Labels, Scan
+from voxplain.white_matter import white_matter
 
 _EDGES = ndimage.generate_binary_structure(3, 2)
-# Of the brain's voxels by T1: between these shares lies white matter, whatever the scanner.
-_WHITE = (70, 95)
 # Of white matter's T1: darker is fluid, where no lesion lies.
 _FLUID = 0.55
 # How bright lesions of a patient are, as shares of healthy tissue, and how far those of one patient differ (log scale).
@@ -26,23 +25,6 @@ _TEXTURE_MM = 1.5
 _EDGE_MM = (0.4, 1.1)
 # Made lesions stay so far from known ones, so that no real border is painted over.
 _APART_MM = 2.0
-
-
-def white_matter(scan: Scan) -> dict[str, float]:
-    """The median intensity of white matter by sequence, of a skull-stripped scan with FLAIR and T1.
-
-    White matter is taken to be what lies between the 70th and the 95th percentile of T1 over the brain.
-
-    Raises:
-        InputError: no flair or t1, or a scan without brain.
-    """
-    t1 = scan.channel("t1")
-    brain = scan.foreground()
-    if "flair" not in scan.channels or not brain.any():
-        raise InputError(f"expected a skull-stripped scan with flair and t1; got {', '.join(scan.channels)}")
-    low, high = np.percentile(t1[brain], _WHITE)
-    inside = brain & (t1 >= low) & (t1 <= high)
-    return {name: float(np.median(data[inside])) for name, data in zip(scan.channels, scan.data, strict=True)}
 
 
 def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels | None = None) -> tuple[Scan, Labels]:
@@ -65,6 +47,8 @@ def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels |
     Raises:
         InputError: no flair or t1, no brain, or known lesions on another grid.
     """
+    if "flair" not in scan.channels:
+        raise InputError(f"lesions are painted on flair and t1; the scan has {', '.join(scan.channels)}")
     white = white_matter(scan)
     if known is not None and (difference := scan.grid.difference(known.grid)):
         raise InputError(f"known lesions lie on the scan's grid; these differ: {difference}")
