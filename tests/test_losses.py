@@ -71,6 +71,19 @@ def test_at_the_stated_load_the_normalised_dice_is_the_plain_one() -> None:
     assert float(normalised_dice_loss(PROBABILITY[:1], REFERENCE[:1], load=0.25)) == pytest.approx(plain, rel=1e-5)
 
 
+def test_false_positives_weigh_no_more_than_they_may() -> None:
+    hits, false_positives, missed = 1.5, 0.6, 0.5
+    # 2 / 6 x 99 = 33 would be the weight.
+    expected = 1 - (2 * hits + 1) / (2 * hits + 1.5 * false_positives + missed + 1)
+    found = normalised_dice_loss(PROBABILITY[:1], REFERENCE[:1], load=0.01, heaviest=1.5)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    blobs = torch.tensor([1, 1, 0, 2, 0, 0, 0, 0]).reshape(1, 2, 2, 2)
+    first = 1 - (2 * 1.5 + 1) / (1.5 + 1.5 * 0.5 + 2 + 1)
+    second = 1 - (2 * 0.1 + 1) / (0.1 + 1.5 * 0.5 + 1 + 1)
+    found = blob_loss(PROBABILITY[:1], blobs, load=0.01, heaviest=1.5)
+    assert float(found) == pytest.approx((first + second) / 2, rel=1e-5)
+
+
 def test_the_blob_loss_by_arithmetic() -> None:
     blobs = torch.tensor([[1, 1, 0, 2, 0, 0, 0, 0], [0] * 8]).reshape(2, 2, 2, 2)
     outside = 0.2 + 0.3
@@ -121,5 +134,7 @@ def test_a_perfect_prediction_costs_nothing() -> None:
 def test_shapes_and_loads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="expected a reference of shape"):
         normalised_dice_loss(PROBABILITY, REFERENCE[:1])
+    with pytest.raises(ValueError, match="heaviest is a weight"):
+        normalised_dice_loss(PROBABILITY, REFERENCE, heaviest=0)
     with pytest.raises(ValueError, match="load is a share"):
         blob_loss(PROBABILITY, REFERENCE.long(), load=1)

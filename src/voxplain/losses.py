@@ -36,7 +36,9 @@ class PerturbationLoss:
         return (1 / (change + self.eps)).mean() if self.form == "reciprocal" else -(change + self.eps).log().mean()
 
 
-def normalised_dice_loss(probability: torch.Tensor, reference: torch.Tensor, *, load: float = 0.001) -> torch.Tensor:
+def normalised_dice_loss(
+    probability: torch.Tensor, reference: torch.Tensor, *, load: float = 0.001, heaviest: float | None = None
+) -> torch.Tensor:
     """1 - normalised Dice (Raina 2023, as in 004), a scalar in [0, 1]: the mean over the batch.
 
     False positives weigh kappa = h (1 / load - 1), where h is how many reference voxels there are per voxel of
@@ -48,20 +50,24 @@ def normalised_dice_loss(probability: torch.Tensor, reference: torch.Tensor, *, 
         probability: of the lesion, (B, X, Y, Z), 0 to 1.
         reference: whether a voxel is lesion, boolean (B, X, Y, Z).
         load: the share of lesion voxels at which this is the plain Dice, above 0 and below 1.
+        heaviest: the largest kappa, None for any. Where a large lesion fills a patch, kappa may reach 20 and more, and
+            a network learns to leave such lesions alone; 1 makes it the plain Dice there.
 
     Raises:
-        ValueError: shapes differ, or a load outside of its range.
+        ValueError: shapes differ, or a load or a weight outside of its range.
     """
-    _check_shapes(probability, reference, load)
+    _check_shapes(probability, reference, load, heaviest)
     inside = reference.flatten(1).to(probability.dtype)
     predicted = probability.flatten(1)
     size = inside.sum(dim=1)
     hits = (inside * predicted).sum(dim=1)
-    kappa = _false_positive_weight(size, inside.shape[1], load)
+    kappa = _false_positive_weight(size, inside.shape[1], load, heaviest)
     return (1 - _dice_of(hits, predicted.sum(dim=1) - hits, size, kappa)).mean()
 
 
-def blob_loss(probability: torch.Tensor, blobs: torch.Tensor, *, load: float | None = None) -> torch.Tensor:
+def blob_loss(
+    probability: torch.Tensor, blobs: torch.Tensor, *, load: float | None = None, heaviest: float | None = None
+) -> torch.Tensor:
     """1 - Dice of each blob by itself (Kofler 2022), a scalar in [0, 1]: small lesions count as much as large ones.
 
     The voxels of all other blobs are left out of a blob's Dice: their probabilities are masked, not their logits, and
@@ -72,11 +78,12 @@ def blob_loss(probability: torch.Tensor, blobs: torch.Tensor, *, load: float | N
         probability: of the lesion, (B, X, Y, Z), 0 to 1.
         blobs: numbers of the blobs from 1 on, without gaps, 0 elsewhere, int64 (B, X, Y, Z).
         load: takes the normalised Dice at this lesion load instead, each blob being the reference.
+        heaviest: the largest weight of false positives in the normalised Dice, None for any.
 
     Raises:
-        ValueError: shapes differ, or a load outside of its range.
+        ValueError: shapes differ, or a load or a weight outside of its range.
     """
-    _check_shapes(probability, blobs, load)
+    _check_shapes(probability, blobs, load, heaviest)
     found = []
     for predicted, numbers in zip(probability.flatten(1), blobs.flatten(1), strict=True):
         count = int(numbers.max())
@@ -86,7 +93,7 @@ def blob_loss(probability: torch.Tensor, blobs: torch.Tensor, *, load: float | N
         sums = predicted.new_zeros(count + 1).index_add(0, numbers, predicted)
         sizes = torch.bincount(numbers, minlength=count + 1).to(predicted.dtype)
         extent = sizes[0] + sizes[1:]
-        kappa = torch.ones_like(extent) if load is None else _false_positive_weight(sizes[1:], extent, load)
+        kappa = torch.ones_like(extent) if load is None else _false_positive_weight(sizes[1:], extent, load, heaviest)
         found.append((1 - _dice_of(sums[1:], sums[0], sizes[1:], kappa)).mean())
     return torch.stack(found).mean() if found else probability.sum() * 0
 
@@ -98,15 +105,23 @@ def _dice_of(
     return (2 * hits + 1) / (hits + size + kappa * false_positives + 1)
 
 
-def _false_positive_weight(size: torch.Tensor, extent: torch.Tensor | int, load: float) -> torch.Tensor:
+def _false_positive_weight(
+    size: torch.Tensor, extent: torch.Tensor | int, load: float, heaviest: float | None
+) -> torch.Tensor:
     """How much false positives weigh in the normalised Dice of a reference; 1 for an empty one."""
     # A reference that fills all of the patch leaves no room for false positives.
     weight = size / (extent - size).clamp(min=1) * (1 / load - 1)
+    if heaviest is not None:
+        weight = weight.clamp(max=heaviest)
     return torch.where(size > 0, weight, torch.ones_like(weight))
 
 
-def _check_shapes(probability: torch.Tensor, reference: torch.Tensor, load: float | None) -> None:
+def _check_shapes(
+    probability: torch.Tensor, reference: torch.Tensor, load: float | None, heaviest: float | None
+) -> None:
     if probability.shape != reference.shape:
         raise ValueError(f"expected a reference of shape {tuple(probability.shape)}; got {tuple(reference.shape)}")
     if load is not None and not 0 < load < 1:
         raise ValueError(f"load is a share above 0 and below 1; got {load}")
+    if heaviest is not None and not heaviest > 0:
+        raise ValueError(f"heaviest is a weight above 0; got {heaviest}")

@@ -45,10 +45,10 @@ Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 class SegmentationSettings:
     """How a segmentation network is trained; the last epoch is kept.
 
-    An epoch has `steps` batches of `batch_size` patches. The loss is normalised Dice at lesion load `load`, plus `blob`
-    times the blob loss; the paper has nothing else. `cross_entropy` adds so much of the cross-entropy (no part of paper
-    instance, 004). Optimiser, schedule, `averaging`, `clip` and `precision` are as
-    in `voxplain.training.Settings`.
+    An epoch has `steps` batches of `batch_size` patches. The loss is normalised Dice at lesion load `load`, in which
+    false positives weigh `heaviest` at most (None: as much as they do), plus `blob` times the blob loss; the paper has
+    nothing else. `cross_entropy` adds so much of the cross-entropy (no part of paper instance, 004). Optimiser,
+    schedule, `averaging`, `clip` and `precision` are as in `voxplain.training.Settings`.
     """
 
     epochs: int = 20
@@ -62,6 +62,7 @@ class SegmentationSettings:
     clip: float | None = 5.0
     precision: str = "bfloat16"
     load: float = 0.001
+    heaviest: float | None = None
     blob: float = 1.0
     cross_entropy: float = 0.0
     augmentation: bool = True
@@ -221,9 +222,9 @@ def segmentation_loss(
             f"the network returns {tuple(output.shape)}"
         )
     probability = torch.softmax(output, dim=1)[:, lesion]
-    loss = normalised_dice_loss(probability, blobs > 0, load=settings.load)
+    loss = normalised_dice_loss(probability, blobs > 0, load=settings.load, heaviest=settings.heaviest)
     if settings.blob:
-        loss = loss + settings.blob * blob_loss(probability, blobs, load=settings.load)
+        loss = loss + settings.blob * blob_loss(probability, blobs, load=settings.load, heaviest=settings.heaviest)
     if settings.cross_entropy:
         other = 1 if lesion == 0 else 0
         loss = loss + settings.cross_entropy * cross_entropy(output, torch.where(blobs > 0, lesion, other))

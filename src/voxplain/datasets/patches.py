@@ -14,6 +14,7 @@ from voxplain.preparation import prepare
 from voxplain.scan import Labels, Scan
 
 EDGES = ndimage.generate_binary_structure(3, 2)
+_VOXELS = 5000
 # Kept around the brain, so that networks see where it ends.
 _MARGIN = 8
 
@@ -23,7 +24,8 @@ class Volume:
     """A scan as a network reads it, cut to the brain, with its lesions.
 
     `image` is normalised, (C, X, Y, Z) in 16 bits; `blobs` (X, Y, Z) numbers the lesions from 1 on, by 18-connectivity;
-    `places` (N, 3) holds one voxel of each lesion, its first; `brain` (N, 3) some voxels of the brain. `weight` is how
+    `places` (N, 3) holds one voxel of each lesion, its first; `inside` (N, 3) voxels of lesions, of large ones some;
+    `brain` (N, 3) some voxels of the brain. `weight` is how
     often the volume is drawn beside others.
     """
 
@@ -31,6 +33,7 @@ class Volume:
     image: np.ndarray
     blobs: np.ndarray
     places: np.ndarray
+    inside: np.ndarray
     brain: np.ndarray
     weight: float = 1.0
 
@@ -49,13 +52,15 @@ def volume_of(name: str, scan: Scan, lesions: Labels, card: Card, patch: Sequenc
     box = _box(prepared.foreground, patch)
     numbers, _ = ndimage.label(mask[box], EDGES)
     first = np.unique(numbers, return_index=True)[1][0 if numbers.all() else 1 :]
-    inside = np.argwhere(prepared.foreground[box][::4, ::4, ::4]) * 4
+    voxels = np.argwhere(numbers)
+    brain = np.argwhere(prepared.foreground[box][::4, ::4, ::4]) * 4
     return Volume(
         name,
         prepared.input.data[(slice(None), *box)].astype(np.float16),
         numbers.astype(np.int32),
         np.stack(np.unravel_index(first, numbers.shape), axis=1),
-        inside,
+        voxels[:: max(1, len(voxels) // _VOXELS)].astype(np.int32),
+        brain,
         weight,
     )
 
@@ -65,14 +70,15 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A patch of one of the volumes, mirrored along random axes: float32 (C, x, y, z), and its blobs int64 (x, y, z).
 
-    A share `lesions` of the patches holds a voxel of a lesion, each lesion as often as any other whatever its size; the
-    others hold some of the brain. Blobs are numbered from 1 on, without gaps; one that the patch cuts into pieces keeps
-    one number.
+    A share `lesions` of the patches holds a voxel of a lesion: in half of them each lesion comes as often as any other,
+    in the other half by its size. The other patches hold some of the brain. Blobs are numbered from 1 on, without gaps;
+    one that the patch cuts into pieces keeps one number.
     """
     weights = np.array([volume.weight for volume in volumes])
     volume = volumes[random.choice(len(volumes), p=weights / weights.sum())]
     anywhere = random.random() >= lesions or not len(volume.places)
-    centres = volume.brain if anywhere else volume.places
+    by_size = random.random() < 0.5
+    centres = volume.brain if anywhere else volume.inside if by_size else volume.places
     centre = centres[random.integers(len(centres))]
     extent, size = np.array(volume.blobs.shape), np.array(patch)
     # The voxel lies anywhere in the patch, but for a rim.
