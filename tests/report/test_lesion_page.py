@@ -85,7 +85,8 @@ def test_the_list_and_its_maps(tmp_path: Path) -> None:
         elsewhere="One more lies in out, a file each.",
     )  # fmt: skip
     text = page.read_text()
-    assert "The network marks 2 lesions, 0.6 ml in all. Of these 1 overlap with the reference and 1 do not" in text
+    assert "The network marks 2 lesions, 0.6 ml in all." in text
+    assert "Of these, 1 overlap with the reference and 1 do not; the reference has 1 more." in text
     assert "This page holds maps of 2 of the 3 lesions. One more lies in out, a file each." in text
     rows = re.findall(r'<tr tabindex="0" data-lesion="(\d)".*?</tr>', text, re.DOTALL)
     assert rows == ["1", "2", "3"] * 2

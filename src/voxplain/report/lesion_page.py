@@ -140,7 +140,7 @@ def _said(lesions: Lesions) -> str:
     if not (table["kind"] != "").any():
         return said
     right, wrong, missed = (int(kinds.get(kind, 0)) for kind in ("TP", "FP", "FN"))
-    return f"{said} Of these {right} overlap with the reference and {wrong} do not; it has {missed} more."
+    return f"{said} Of these, {right} overlap with the reference and {wrong} do not; the reference has {missed} more."
 
 
 def _shown(lesions: Lesions, groups: Mapping[str, Sequence[LesionMap]], elsewhere: str) -> str:
