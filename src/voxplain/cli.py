@@ -46,7 +46,10 @@ def methods() -> None:
 def demo(
     out: Out = Path("demo"),
     kind: Annotated[
-        str, typer.Option(help="scan (halves of a head, by relevance) or slices (a 2D network that explains itself)")
+        str,
+        typer.Option(
+            help="scan (halves of a head, by relevance), slices (a 2D network that explains itself) or lesions (one by one)"
+        ),
     ] = "scan",
     seed: Seed = 0,
     device: Device = "auto",

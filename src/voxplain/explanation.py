@@ -81,6 +81,13 @@ class Explanation:
         """The map summed over its K channels, (X, Y, Z) float32: what a threshold is applied to."""
         return self.map[0] if len(self.map) == 1 else self.map.sum(axis=0)
 
+    @property
+    def peaks(self) -> dict[str, float]:
+        """The value of the largest size in each of the K maps, with its sign, by channel; of equal ones the first."""
+        flat = self.map.reshape(len(self.map), -1)
+        highest = np.abs(flat).argmax(axis=1)
+        return {name: float(one[place]) for name, one, place in zip(self.channels, flat, highest, strict=True)}
+
     def scaled(self) -> Explanation:
         """The same explanation scaled to 0-100 as in the relevance papers (000, 3.5); all-equal maps become zeros."""
         low, high = float(self.map.min()), float(self.map.max())

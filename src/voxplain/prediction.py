@@ -177,6 +177,14 @@ def read_prediction(folder: str | Path, model: Model, scan: Scan, name: str) -> 
     return Prediction(values[0], scan.grid, name, content)
 
 
+def with_peaks(table: pd.DataFrame, peaks: Mapping[int, Mapping[str, float]]) -> pd.DataFrame:
+    """A table of lesions with a column `peak_CHANNEL` for each map; NaN where a lesion was not explained."""
+    table = table.copy()
+    for channel in dict.fromkeys(channel for known in peaks.values() for channel in known):
+        table[f"peak_{channel}"] = [peaks.get(number, {}).get(channel, np.nan) for number in table["lesion"]]
+    return table
+
+
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table of lesions, six digits to a number."""
     with writing(path) as temporary:

@@ -120,6 +120,11 @@ def read_results(folder: str | Path) -> list[Result]:
     return [read_result(folder, name) for name in names]
 
 
+def lesion_name(method: str, number: int) -> str:
+    """What the files of one lesion's explanation begin with."""
+    return f"{method}-lesion-{number:03d}"
+
+
 def _fingerprint(values: np.ndarray) -> str:
     """A hash of the values of a map or mask; -0 and 0 are one number to it."""
     return hashlib.sha256((values + values.dtype.type(0)).tobytes()).hexdigest()[:16]

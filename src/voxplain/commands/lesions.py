@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import pandas as pd
 import typer
 from rich.table import Table
 
@@ -47,10 +45,11 @@ from voxplain.prediction import (
     predict,
     read_prediction,
     segmented_class,
+    with_peaks,
     write_prediction,
     write_table,
 )
-from voxplain.results import write_results
+from voxplain.results import lesion_name, write_results
 from voxplain.scan import Labels, Scan
 from voxplain.target import RegionScore
 
@@ -194,7 +193,7 @@ def explain_lesions(
     peaks = {
         number: known
         for number in lesions.numbers
-        if (known := _peaks_known(out, result_name(explainer.name, number), stated, partial(target, number)))
+        if (known := _peaks_known(out, lesion_name(explainer.name, number), stated, partial(target, number)))
         is not None
     }
     waiting = [number for number in numbers if number not in peaks]
@@ -205,9 +204,9 @@ def explain_lesions(
     each = explainer.each(model, scan, lesions.labels, name=prediction.name, labels=waiting, seed=seed, compute=compute)
     for done, (number, why) in enumerate(each, start=1):
         mask = target(number).mask if mask_rule is None else make_mask(why)
-        peaks[number] = _peaks(why)
+        peaks[number] = why.peaks
         kept_facts = {"number": number, "labels": LABELS, "peaks": peaks[number]}
-        name = result_name(explainer.name, number)
+        name = lesion_name(explainer.name, number)
         write_results(why, mask, name, out, rule=rule, sources=sources, seen=seen, lesion=kept_facts)
         write_table(with_peaks(lesions.table, peaks), paths["table"])
         if len(waiting) > 1:
@@ -215,36 +214,13 @@ def explain_lesions(
             console.print(f"lesion {number}: {done} of {len(waiting)}, about {left:.0f} s to go", highlight=False)
     write_table(with_peaks(lesions.table, peaks), paths["table"])
     if len(numbers) == 1:
-        paths["map"] = out / f"{result_name(explainer.name, numbers[0])}.nii.gz"
+        paths["map"] = out / f"{lesion_name(explainer.name, numbers[0])}.nii.gz"
         said = ", ".join(f"{channel} {value:.3g}" for channel, value in peaks[numbers[0]].items())
         out_console.print(f"lesion {numbers[0]}: peak {said}", highlight=False)
     else:
         out_console.print(f"{len(numbers)} lesions explained", highlight=False)
     for what, path in paths.items():
         out_console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
-
-
-def result_name(method: str, number: int) -> str:
-    """What the files of one lesion's explanation begin with."""
-    return f"{method}-lesion-{number:03d}"
-
-
-def with_peaks(table: pd.DataFrame, peaks: Mapping[int, Mapping[str, float]]) -> pd.DataFrame:
-    """The table with a column `peak_CHANNEL` for each map of a lesion; NaN where a lesion was not explained."""
-    table = table.copy()
-    channels = list(dict.fromkeys(channel for known in peaks.values() for channel in known))
-    for channel in channels:
-        table[f"peak_{channel}"] = [peaks.get(number, {}).get(channel, np.nan) for number in table["lesion"]]
-    return table
-
-
-def _peaks(explanation: Explanation) -> dict[str, float]:
-    """The value of the largest size of each map, with its sign."""
-    found = {}
-    for channel, values in zip(explanation.channels, explanation.map, strict=True):
-        flat = values.ravel()
-        found[channel] = float(flat[int(np.abs(flat).argmax())])
-    return found
 
 
 def _identity(explainer: Explainer, model: Model, scan: Scan, *, seed: int, rule: str) -> dict[str, Any]:

@@ -59,9 +59,6 @@ class LesionMap:
             )
         if not np.isfinite(explanation.map).all():
             raise InputError(f"the map of lesion {number} by {method} is NaN or infinite somewhere; mend it first")
-        flat = explanation.map.reshape(len(explanation.map), -1)
-        largest = np.abs(flat).argmax(axis=1)
-        peaks = {name: float(flat[k, largest[k]]) for k, name in enumerate(explanation.channels)}
         box = []
         seen = (explanation.map != 0).any(axis=0)
         for axis in range(3):
@@ -70,7 +67,8 @@ class LesionMap:
         cut = explanation.map[(slice(None), *(slice(*side) for side in box))].copy()
         start = (box[0][0], box[1][0], box[2][0])
         return cls(
-            *(method, int(number), start, cut, explanation.channels, explanation.unit, explanation.signed, peaks),
+            *(method, int(number), start, cut, explanation.channels, explanation.unit, explanation.signed),
+            explanation.peaks,
             explanation.provenance,
         )
 
