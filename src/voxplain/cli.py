@@ -48,7 +48,8 @@ def demo(
     kind: Annotated[
         str,
         typer.Option(
-            help="scan (halves of a head, by relevance), slices (a 2D network that explains itself) or lesions (one by one)"
+            help="scan (halves of a head, by relevance), slices (a 2D network that explains itself) or lesions (one of "
+            "a segmentation network)"
         ),
     ] = "scan",
     seed: Seed = 0,

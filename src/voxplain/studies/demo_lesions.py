@@ -22,7 +22,7 @@ from voxplain.metrics.overlap import dice
 from voxplain.prediction import LABELS, predict, with_peaks, write_prediction, write_table
 from voxplain.report.lesion_maps import LesionMap
 from voxplain.report.lesion_page import lesion_report
-from voxplain.results import lesion_name, write_results
+from voxplain.results import lesion_name, read_result, write_results
 from voxplain.scan import Labels
 from voxplain.target import RegionScore
 
@@ -41,7 +41,7 @@ def run_lesion_demo(out: Path, *, model: str | None, seed: int, compute: Compute
     phantom = multiple_sclerosis(seed, spacing=1)
     case = write_case(phantom.scan.select(network.card.channels), phantom.labels, out / "made-patient")
     write_json({"what": SOFTWARE_CHECK, "kind": "ms", "seed": seed}, out / "made-patient" / RECORD)
-    scan, truth = case.scan(), Labels(phantom.labels.data, case.scan().grid)
+    scan, truth = case.scan(network.card.channels), case.labels()
     console.print(f"made patient with lesions: {out / 'made-patient'}", highlight=False, soft_wrap=True)
     prediction = predict(network, scan, compute=compute)
     mask = prediction.mask(network.card.threshold)
@@ -70,14 +70,16 @@ def run_lesion_demo(out: Path, *, model: str | None, seed: int, compute: Compute
     for explainer in _METHODS:
         why = explainer(network, scan, target=target, seed=seed, compute=compute)
         kept = {"number": number, "labels": LABELS, "peaks": why.peaks}
+        name = lesion_name(explainer.name, number)
         write_results(
-            *(why, target.mask, lesion_name(explainer.name, number), out),
+            *(why, target.mask, name, out),
             rule="lesion",
             sources=case.files,
             seen=False,
             lesion=kept,
         )
-        maps.append(LesionMap.of(explainer.name, why, lesions))
+        # The page shows what lies on disk, as `voxplain report` would.
+        maps.append(LesionMap.of(explainer.name, read_result(out, name).explanation, lesions))
         table = with_peaks(table, {number: why.peaks})
         said = ", ".join(f"{channel} {value:+.3g}" for channel, value in why.peaks.items())
         console.print(f"  {explainer.name}: peak {said} ({why.unit})", highlight=False, soft_wrap=True)
