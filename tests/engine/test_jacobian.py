@@ -255,13 +255,15 @@ def a_probe(
     [(CARD, (32, 16, 24)), (WINDOWED, (29, 20, 15)), (WINDOWED, (13, 12, 14))],
     ids=["whole", "windows", "padded windows"],
 )
-@pytest.mark.parametrize("memory", ["2GB", "1MB"])
-def test_rows_of_the_stitched_prediction(card: vx.Card, shape: tuple[int, int, int], engine: str, memory: str) -> None:
+@pytest.mark.parametrize(("memory", "uncropped"), [("2GB", 0), ("1MB", 10**6)])
+def test_rows_of_the_stitched_prediction(
+    card: vx.Card, shape: tuple[int, int, int], engine: str, memory: str, uncropped: int
+) -> None:
     network = seeded(lambda: UNet(3, 2, 2, channels=(3, 5, 7), strides=(2, 2), norm="batch"))
     voxels = np.argwhere(np.ones((3, 2, 3))) + np.array((10, 7, 6))
     voxels = np.concatenate([voxels, [(0, 0, 0), np.array(shape) - 1]])
     probe = a_probe(network, card, shape, voxels, engine=engine, memory=memory)
-    jacobian = Jacobian(probe, voxels, 1)
+    jacobian = Jacobian(probe, voxels, 1, uncropped=uncropped)
     image = probe.input + np.random.default_rng(1).normal(0, 0.1, probe.input.shape).astype(np.float32)
     inputs = torch.from_numpy(image[None])
     stitched = Stitched(network, card)
@@ -269,6 +271,8 @@ def test_rows_of_the_stitched_prediction(card: vx.Card, shape: tuple[int, int, i
     found = whole(jacobian.rows(image), len(voxels), inputs)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert jacobian.engine == ("local" if engine == "auto" else "autograd")
+    assert all(0 < size <= 29 for size in jacobian.reach)
+    jacobian = Jacobian(probe, voxels, 1, single=False, uncropped=uncropped)
     weights = np.linspace(1, 2, len(voxels)).astype(np.float32)
     mean = (expected * torch.from_numpy(weights).view(-1, 1, 1, 1, 1)).sum(dim=0).numpy()
     np.testing.assert_allclose(jacobian.mean(image, weights), mean, rtol=0, atol=1e-5 * np.abs(mean).max())

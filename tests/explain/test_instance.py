@@ -12,6 +12,7 @@ from torch import nn
 
 import voxplain as vx
 from voxplain.engine.boxes import Boxes
+from voxplain.engine.pullback import Cotangents
 from voxplain.engine.signed_maximum import SignedMaximum, laid_out
 
 CPU = vx.Compute(device="cpu")
@@ -138,15 +139,16 @@ def test_torchscript_is_explained_too() -> None:
 
 
 def test_ties_are_the_first_voxels() -> None:
-    bounds = Boxes(np.array([(2, 1)]), (4, 3))
-    found = SignedMaximum(1, bounds, torch.device("cpu"))
+    found = SignedMaximum(1, Boxes(np.array([(2, 1)]), (1, 3)), torch.device("cpu"))
     start = np.array([(2, 1), (2, 1), (3, 1)])
     values = torch.tensor([[-2.0, 1.0, 3.0], [2.0, 1.0, -4.0], [9.0, -2.0, 0.0]]).view(3, 1, 1, 3)
     found.add(Boxes(start, (1, 3)), values)
-    assert found.values[0].tolist() == [[-2, 1, -4], [9, -2, 0], [0, 0, 0], [0, 0, 0]]
+    assert found.values[0, 0].tolist() == [[-2, 1, -4], [9, -2, 0]]
     found.add(Boxes(np.array([(3, 1), (2, 2)]), (1, 2)), torch.tensor([[-9.0, 2.5], [1.0, 4.0]]).view(2, 1, 1, 2))
-    assert found.values[0].tolist() == [[-2, 1, -4], [9, 2.5, 0], [0, 0, 0], [0, 0, 0]]
-    whole = laid_out(found.values.numpy(), bounds, (7, 5, 1))
+    found.add(Boxes(np.array([(1, 3)]), (1, 2)), torch.tensor([[7.0, 8.0]]).view(1, 1, 1, 2))
+    assert found.boxes.start.tolist() == [[1, 1]]
+    assert found.values[0, 0].tolist() == [[0, 0, 7, 8], [-2, 1, -4, 0], [9, 2.5, 0, 0]]
+    whole = laid_out(Cotangents(found.boxes, found.values), (7, 5, 1))
     assert whole.shape == (1, 7, 5, 1)
     assert whole[0, 3, 1, 0] == 9
     assert whole.sum() == found.values.sum()

@@ -22,6 +22,8 @@ from voxplain.engine.windows import Tiling
 _KEPT, _ON_THE_WAY = 2, 8
 # Of voxels that lie in several windows, so many rows are put together before more gain nothing.
 _MOST_AT_ONCE = 32
+# Windows of so many voxels run forward in less time than it takes to find what of them could be left out.
+_UNCROPPED = 128**3
 # So many voxels of each window tell how long rows take.
 _TIMED = 8
 
@@ -52,27 +54,32 @@ class Jacobian:
 
     A row is the gradient of one voxel's score, blended over windows where the network reads those: blending weights
     are part of it. Gradients are followed back in boxes, layer by layer; a network or layer for which there are no
-    rules runs backward as a whole on its receptive field, and the probe's `notices` say so. All passes work on the
-    receptive field alone, where that is less than the window.
+    rules runs backward as a whole, and the probe's `notices` say so. Passes work on the receptive field alone, where
+    the window is larger than `uncropped`; below that, finding it costs more than it saves, unless each voxel's
+    gradient runs backward through all of it.
 
     Args:
         probe: network and input; its target may be any, of these voxels or others.
         voxels: of the input, whole numbers (N, 3).
         index: the class, by its place in the card.
+        single: whether `rows` will be asked for, or `mean` alone.
+        uncropped: voxels of a window up to which it is not cropped.
 
     Attributes:
-        engine: "local", or "autograd" where the network runs backward as a whole, which the first rows say.
-        fields: the receptive field of the voxels in each window, in voxels of the window.
+        engine: "local", or "autograd" where the network runs backward as a whole.
     """
 
-    def __init__(self, probe: Probe, voxels: np.ndarray, index: int) -> None:
-        self._probe, self._index = probe, index
+    def __init__(
+        self, probe: Probe, voxels: np.ndarray, index: int, *, single: bool = True, uncropped: int = _UNCROPPED
+    ) -> None:
+        self._probe, self._index, self._single, self._uncropped = probe, index, single, uncropped
         self._axes = probe.model.card.spatial_dims
         self._shape = probe.input.shape[1:]
         self._tiling = Tiling.of(probe.model.card, self._shape)
         self._voxels = voxels
-        self.engine = "local"
-        self.fields: list[ReceptiveField] = []
+        self.engine = "local" if single else "autograd"
+        self._fields: list[tuple[ReceptiveField, Sides]] = []
+        self._largest = np.zeros(self._axes, dtype=np.int64)
         self._networks: dict[tuple[int, ...], LocalNetwork | AutogradNetwork] = {}
         clean = self._padded(probe.input)
         found = (self._window(number, clean) for number in range(len(self._tiling.boxes)))
@@ -80,22 +87,23 @@ class Jacobian:
         self._groups = self._grouped()
 
     @property
-    def bounds(self) -> Boxes:
-        """The box of the input outside of which all rows are 0."""
-        low = np.min([window.origin for window in self._windows], axis=0)
-        sizes = [[stop - start for start, stop in window.crop] for window in self._windows]
-        high = np.max([window.origin + size for window, size in zip(self._windows, sizes, strict=True)], axis=0)
-        low, high = np.maximum(low, 0), np.minimum(high, self._shape[: self._axes])
-        return Boxes(low[None], tuple((high - low).tolist()))
+    def crops(self) -> list[list[int]]:
+        """What runs of each window that holds any of the voxels, in voxels along each axis."""
+        return [[stop - start for start, stop in window.crop] for window in self._windows]
 
     @property
-    def reach(self) -> tuple[int, ...]:
-        """The receptive field of a single voxel, in voxels along each axis, where the window does not cut it."""
+    def reach(self) -> tuple[int, ...] | None:
+        """The receptive field of a single voxel, in voxels along each axis; None where nothing has shown it yet.
+
+        Windows may cut it.
+        """
+        if self._largest.any():
+            return tuple(self._largest.tolist())
         spans = [
-            [(b - a) - (places.max() - places.min()) for (a, b), places in zip(field.box, window.places.T, strict=True)]
-            for field, window in zip(self.fields, self._windows, strict=True)
+            [(b - a) - (last - first - 1) for (a, b), (first, last) in zip(field.box, wanted, strict=True)]
+            for field, wanted in self._fields
         ]
-        return tuple(int(size) for size in np.max(spans, axis=0))
+        return tuple(np.max(spans, axis=0).tolist()) if spans else None
 
     def rows(self, image: np.ndarray) -> Iterator[Rows]:
         """All rows on an input (C, X, Y, Z), in boxes of it; voxels that lie in the same windows after each other."""
@@ -120,6 +128,8 @@ class Jacobian:
         which = np.searchsorted(window.held, numbers)
         for rows in reading.rows(window.places[which], self._index):
             values = rows.values
+            if self.engine == "local":
+                self._largest = np.maximum(self._largest, rows.boxes.size)
             if len(self._tiling.boxes) > 1:
                 weights = window.weights[torch.from_numpy(which[rows.numbers])].to(values)
                 values = values * weights.view(-1, *[1] * (values.ndim - 1))
@@ -206,13 +216,22 @@ class Jacobian:
         inside = inside[:, : self._axes]
         wanted = tuple(zip(inside.min(axis=0).tolist(), (inside.max(axis=0) + 1).tolist(), strict=True))
         whole = clean[(slice(None), slice(None), *box[: self._axes])]
+        crop = self._crop(whole, wanted)
+        first = np.array([start for start, _ in crop])
+        origin = (low - self._tiling.before)[: self._axes] + first
+        return _Window(number, held, inside - first, weights, crop, origin)
+
+    def _crop(self, whole: torch.Tensor, wanted: Sides) -> Sides:
+        """What of a window runs."""
+        if math.prod(whole.shape[2:]) <= self._uncropped:
+            at_once = not self._single or isinstance(self._network(whole), LocalNetwork)
+            if at_once:
+                return tuple((0, size) for size in whole.shape[2:])
         field = receptive_field(self._probe.raw_scores, whole, wanted, module=self._probe.model.network)
-        self.fields.append(field)
+        self._fields.append((field, wanted))
         if field.notice is not None and field.notice not in self._probe.notices:
             self._probe.notices.append(field.notice)
-        first = np.array([start for start, _ in field.crop])
-        origin = (low - self._tiling.before)[: self._axes] + first
-        return _Window(number, held, inside - first, weights, field.crop, origin)
+        return field.crop
 
     def _network(self, example: torch.Tensor) -> LocalNetwork | AutogradNetwork:
         """What runs on crops of this shape."""

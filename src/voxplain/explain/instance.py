@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
+from voxplain.engine.boxes import Boxes
 from voxplain.engine.jacobian import Jacobian
 from voxplain.engine.probe import Probe
 from voxplain.engine.progress import console, tracked
+from voxplain.engine.pullback import Cotangents
 from voxplain.engine.running import timed
 from voxplain.engine.signed_maximum import SignedMaximum, laid_out
 from voxplain.errors import InputError
@@ -109,7 +110,7 @@ class InstanceSmoothGrad(Explainer):
         lesions = [_voxels_of(probe) for probe in probes]
         chosen = [self._sample(voxels, its[-1]) for voxels, its in zip(lesions, streams, strict=True)]
         index = first.model.card.classes.index(first.target.record()["name"])
-        jacobian = Jacobian(first, np.concatenate(chosen), index)
+        jacobian = Jacobian(first, np.concatenate(chosen), index, single=self.aggregation == "maximum")
         deviation = self._deviation(first.input)
         # Without noise all copies are the same.
         count = self.copies if deviation.any() else 1
@@ -127,14 +128,13 @@ class InstanceSmoothGrad(Explainer):
                 "copies": self.copies,
                 "sigma": [float(value) for value in deviation],
                 "voxels": {"used": len(used), "of": len(voxels)},
-                "engine": jacobian.engine if self.aggregation == "maximum" else "autograd",
-                "receptive_field": {
-                    "voxels": list(jacobian.reach),
-                    "mm": [round(n * s, 3) for n, s in zip(jacobian.reach, spacing, strict=False)],
-                },
-                "crops": [[stop - start for start, stop in field.crop] for field in jacobian.fields],
+                "engine": jacobian.engine,
+                "crops": jacobian.crops,
                 "lesions_together": len(probes),
             }
+            if jacobian.reach is not None:
+                millimetres = [round(n * s, 3) for n, s in zip(jacobian.reach, spacing, strict=False)]
+                facts["receptive_field"] = {"voxels": list(jacobian.reach), "mm": millimetres}
             yield Relevance(
                 unit="logit per intensity unit",
                 signed=True,
@@ -186,19 +186,23 @@ def _noisy(image: np.ndarray, deviation: np.ndarray, stream: np.random.Generator
 
 def _maxima(probe: Probe, jacobian: Jacobian, copies: Iterator[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
     """Sum over copies of the signed maximum over each lesion's voxels, (C, X, Y, Z) each (Eq. 3)."""
-    channels, bounds = len(probe.input), jacobian.bounds
     owner = np.repeat(np.arange(len(counts)), counts)
-    sums = [torch.zeros((channels, *bounds.size), device=probe.device) for _ in counts]
+    totals: list[Cotangents | None] = [None] * len(counts)
     for image in copies:
-        found = [SignedMaximum(channels, bounds, probe.device) for _ in counts]
+        found: dict[int, SignedMaximum] = {}
         for rows in jacobian.rows(image):
             for lesion in np.unique(owner[rows.numbers]).tolist():
-                its = np.flatnonzero(owner[rows.numbers] == lesion)
-                found[lesion].add(*rows.only(its))
-        for total, maximum in zip(sums, found, strict=True):
-            total += maximum.values
-    shape = probe.input.shape[1:]
-    return [laid_out(total.cpu().numpy(), bounds, shape) for total in sums]
+                boxes, values = rows.only(np.flatnonzero(owner[rows.numbers] == lesion))
+                if lesion not in found:
+                    # What earlier copies filled, this one will fill too.
+                    before = totals[lesion]
+                    held = Boxes(boxes.start[:1], boxes.size) if before is None else before.boxes
+                    found[lesion] = SignedMaximum(len(probe.input), held, probe.device)
+                found[lesion].add(boxes, values)
+        for lesion, maximum in found.items():
+            its, total = Cotangents(maximum.boxes, maximum.values, own=True), totals[lesion]
+            totals[lesion] = its if total is None else total.plus(its)
+    return [laid_out(total, probe.input.shape[1:]) for total in totals if total is not None]
 
 
 def _means(probe: Probe, jacobian: Jacobian, copies: Iterator[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
