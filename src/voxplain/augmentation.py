@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from monai.transforms import (
     Compose,
     RandAdjustContrast,
@@ -18,9 +19,33 @@ from monai.transforms import (
     RandShiftIntensity,
     RandStdShiftIntensity,
 )
+from monai.transforms.transform import RandomizableTransform
 
 # True is the strong one for volumes, as `Settings.augmentation` says it.
 AUGMENTATIONS = (True, "gentle", "slices", "turns", "lesions")
+
+
+class MixChannels(RandomizableTransform):
+    """Adds to every channel of (C, ...) a share of another one, drawn from -`share` to `share`.
+
+    Scanners differ in how bright grey matter is on FLAIR beside white matter. T1 shows these tissues, too, so that a
+    share of it turns the contrast of one scanner into another's, whatever else is in the image.
+    """
+
+    def __init__(self, share: float, prob: float) -> None:
+        RandomizableTransform.__init__(self, prob)
+        self.share = share
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """A copy with the channels mixed; one channel alone stays as it is."""
+        self.randomize(None)
+        count = len(image)
+        if not self._do_transform or count < 2:
+            return image
+        steps = self.R.randint(1, count, size=count)
+        shares = self.R.uniform(-self.share, self.share, size=count)
+        mixed = [image[c] + float(shares[c]) * image[(c + int(steps[c])) % count] for c in range(count)]
+        return torch.stack(mixed)
 
 
 def augmentation(kind: bool | str = True) -> Compose:
@@ -38,12 +63,13 @@ def augmentation(kind: bool | str = True) -> Compose:
       either way, as paper gp has it (002, table 2).
     - "slices", for slices: mirroring, a rotation by up to 25 degrees, shift, scaling, brightness, contrast and noise,
       which falls on the background, too.
-    - "lesions", for patches of normalised volumes: contrast, brightness, a bias field, blur and noise per scan or
-      sequence, nothing that moves a voxel.
+    - "lesions", for patches of normalised volumes: sequences mixed, contrast, brightness, a bias field, blur and noise,
+      nothing that moves a voxel.
     """
     if kind == "lesions":
         return Compose(
             [
+                MixChannels(share=0.3, prob=0.8),
                 RandScaleIntensity(factors=(-0.35, 0.5), prob=0.8, channel_wise=True),
                 RandShiftIntensity(offsets=0.3, prob=0.8, channel_wise=True),
                 RandAdjustContrast(gamma=(0.75, 1.35), prob=0.5),

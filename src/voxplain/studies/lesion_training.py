@@ -137,9 +137,10 @@ def volumes_of(
     for number in tracked(range(preset.phantoms), "made brains", shown=compute.progress):
         random = np.random.default_rng((seed, 2, number))
         lesions = _elsewhere(masks[int(random.integers(len(masks)))], random)
-        made = phantom.multiple_sclerosis(int(random.integers(2**31)), spacing=1, lesions=lesions)
-        its_scan = made.scan.select(["flair", "t1"])
-        found.append(volume_of(f"phantom {number}", its_scan, made.labels, card, patch, preset.phantom))
+        # Painted, not grown with the phantom: made lesions of either kind then look alike.
+        healthy = phantom.glioma(int(random.integers(2**31)), spacing=1, grade=None).scan.select(["flair", "t1"])
+        painted, labels = paint_lesions(healthy, lesions, seed=int(random.integers(2**31)))
+        found.append(volume_of(f"phantom {number}", painted, labels, card, patch, preset.phantom))
     return found
 
 
