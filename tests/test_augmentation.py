@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxplain.augmentation import AUGMENTATIONS, augmentation
+from voxplain.augmentation import AUGMENTATIONS, MixChannels, augmentation
 
 SLICES = ("slices", "turns")
 
@@ -46,7 +46,8 @@ def test_shape_type_and_seed(kind: bool | str) -> None:
 def test_the_input_is_left_as_it_was(kind: bool | str) -> None:
     given = image(kind)
     transform = augmentation(kind)
-    for _ in range(5):
+    transform.set_random_state(seed=0)
+    for _ in range(50):
         transform(given)
     assert torch.equal(given, image(kind))
 
@@ -90,3 +91,26 @@ def test_gentle_moves_nothing_but_by_mirrors() -> None:
     mirrored = {given.flip([axis for axis in range(3) if mask >> axis & 1]).numpy().tobytes() for mask in range(8)}
     for one in drawn("gentle"):
         assert (one[0] > 0).tobytes() in mirrored
+
+
+def test_mixed_channels_are_sums_of_channels() -> None:
+    random = np.random.default_rng(0)
+    image = torch.from_numpy(random.normal(size=(3, 6, 6, 6)).astype(np.float32))
+    mix = MixChannels(share=0.3, prob=1.0)
+    mix.set_random_state(seed=1)
+    mixed = mix(image)
+    for channel in range(3):
+        change = (mixed[channel] - image[channel]).flatten()
+        shares = [
+            float(change @ image[other].flatten() / (image[other] ** 2).sum()) for other in range(3) if other != channel
+        ]
+        # What was added is a share of one other channel and nothing else.
+        fits = [
+            torch.allclose(change, share * image[other].flatten(), atol=1e-5)
+            for share, other in zip(shares, [other for other in range(3) if other != channel], strict=True)
+        ]
+        assert sum(fits) == 1
+        assert abs(shares[fits.index(True)]) <= 0.3
+    alone = image[:1]
+    assert torch.equal(mix(alone), alone)
+    assert torch.equal(MixChannels(share=0.3, prob=0.0)(image), image)

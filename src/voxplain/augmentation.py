@@ -7,6 +7,7 @@ import math
 import torch
 from monai.transforms import (
     Compose,
+    Lambda,
     RandAdjustContrast,
     RandAffine,
     RandBiasField,
@@ -100,6 +101,8 @@ def augmentation(kind: bool | str = True) -> Compose:
         )
     contrast = 0.1 if kind == "gentle" else 0.5
     transforms = [
+        # Where nothing before it made a copy, MONAI's RandStdShiftIntensity writes into what it is given.
+        Lambda(torch.clone),
         *(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(3)),
         RandAffine(
             prob=0.7,
