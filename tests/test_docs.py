@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import voxplain as vx
 from voxplain.cli import app
-from voxplain.studies import gp_results, relevance_results
+from voxplain.studies import gp_results, lesions, relevance_results
 from voxplain.studies.cohort_page import sentences
 from voxplain.studies.paper_tables import PAPER
 from voxplain.studies.refinement import TITLES
@@ -265,3 +265,10 @@ def test_the_tables_of_the_page_on_networks_that_explain_themselves_are_those_of
     folder = ROOT / "docs" / "results"
     scores = pd.read_csv(folder / f"gp-{dataset}-scores.tsv", sep="\t")
     assert gp_results.markdown(scores, dataset) in (folder / "gp.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_the_page_on_lesions_are_those_of_the_scores() -> None:
+    page = (ROOT / "docs" / "results" / "instance.md").read_text()
+    scores = pd.read_csv(ROOT / "docs" / "results" / "instance-lesions-scores.tsv", sep="\t")
+    for block in lesions.markdown(scores).strip().split("\n\n"):
+        assert block in page
