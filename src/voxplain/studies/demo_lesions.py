@@ -30,8 +30,8 @@ _MODEL = "ms-lesions"
 _NOTE = f"{SOFTWARE_CHECK}: this scan is made, and its lesions are known to the voxel"
 # 004, 2.5: the mean volume of a lesion there. The one that is nearest to it is explained.
 _USUAL_MM3 = 93.0
-# Ten noisy copies for the paper's fifty: the demo is to be quick.
-_METHODS: Sequence[Explainer] = (InstanceSmoothGrad(copies=10), InstanceGradCAMPlusPlus())
+# Five noisy copies for the paper's fifty: the demo is to be quick.
+_METHODS: Sequence[Explainer] = (InstanceSmoothGrad(copies=5), InstanceGradCAMPlusPlus())
 
 
 def run_lesion_demo(out: Path, *, model: str | None, seed: int, compute: Compute, console: Console) -> None:
