@@ -158,7 +158,10 @@ def test_announced_times_speak_of_windows(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_class_score_is_refused_after_one_window() -> None:
     model, scan, _ = a_world()
-    with pytest.raises(vx.InputError, match=r"explained by region: target=vx.RegionScore\(name, region\)"):
+    with pytest.raises(
+        vx.InputError,
+        match=r"explained by region: --lesion N on the command line, target=vx.RegionScore\(name, region\)",
+    ):
         vx.Occlusion(partition="cubes:4")(model, scan, compute=CPU)
     assert model.network.seen == 1
 

@@ -192,10 +192,12 @@ class Explainer(ABC):
         seconds = (time.perf_counter() - started) / len(targets)
         facts = {"preparation": dict(regions[0].record), "seconds": round(seconds, 3)}
         warned = [str(warning.message) for warning in caught]
-        return [
-            _assemble(scan, of_it, self._provenance(model, scan, target, seed, compute, of_it, warned) | facts)
-            for target, of_it in zip(targets, found, strict=True)
-        ]
+        explained = []
+        # A loop: a comprehension is a frame of its own on Python 3.11, and warnings would name this file.
+        for target, of_it in zip(targets, found, strict=True):
+            provenance = self._provenance(model, scan, target, seed, compute, of_it, warned)
+            explained.append(_assemble(scan, of_it, provenance | facts))
+        return explained
 
     def _check_fits(self, model: Model, scan: Scan, targets: Sequence[Target]) -> None:
         """Raise InputError where method, model, scan and targets do not fit each other."""
