@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "networks": set(),
     "losses": set(),
     "io": _TYPES | {"explanation", "model", "networks"},
-    "datasets": _TYPES | {"io", "model", "preparation", "white_matter"},
+    "datasets": _TYPES | {"io", "lesions", "model", "preparation", "white_matter"},
     "engine": _LOWER,
     "explain": _LOWER | {"engine", "networks", "losses"},
     "segment": _TYPES | {"explanation"},

@@ -22,7 +22,7 @@ from voxplain.scan import Labels
 SMALLEST_MM3 = 5.0
 # What every table of lesions has; `volume_mm3` to `z_mm` are of the whole lesion, probabilities over its voxels.
 COLUMNS = ("lesion", "kind", "volume_mm3", "x_mm", "y_mm", "z_mm", "mean_probability", "max_probability")
-_NEIGHBOURS_18 = ndimage.generate_binary_structure(3, 2)
+NEIGHBOURS_18 = ndimage.generate_binary_structure(3, 2)
 _NEIGHBOURS_26 = ndimage.generate_binary_structure(3, 3)
 
 
@@ -113,7 +113,7 @@ def instances(mask: Labels, *, smallest: float = SMALLEST_MM3) -> Labels:
     """
     if not 0 <= smallest < math.inf:
         raise InputError(f"smallest is a volume in mm^3, at least 0; got {smallest}")
-    pieces, count = ndimage.label(mask.data > 0, structure=_NEIGHBOURS_18)
+    pieces, count = ndimage.label(mask.data > 0, structure=NEIGHBOURS_18)
     where = np.flatnonzero(pieces)
     numbers, first = np.unique(pieces.ravel()[where], return_index=True)
     sizes = np.bincount(pieces.ravel()[where], minlength=count + 1)[numbers]

@@ -6,11 +6,10 @@ import numpy as np
 from scipy import ndimage
 
 from voxplain.errors import InputError
-from voxplain.grid import resample
+from voxplain.lesions import NEIGHBOURS_18
 from voxplain.scan import Labels, Scan
 from voxplain.white_matter import white_matter
 
-_EDGES = ndimage.generate_binary_structure(3, 2)
 # Of white matter's T1: darker is fluid, where no lesion lies.
 _FLUID = 0.55
 # How bright lesions of a patient are, as shares of healthy tissue, and how far those of one patient differ (log scale).
@@ -53,7 +52,7 @@ def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels |
     if known is not None and (difference := scan.grid.difference(known.grid)):
         raise InputError(f"known lesions lie on the scan's grid; these differ: {difference}")
     random = np.random.default_rng(seed)
-    there = resample(lesions.data, lesions.grid, scan.grid, nearest=True) > 0
+    there = lesions.on(scan.grid).data > 0
     there &= scan.foreground() & (scan.channel("t1") > _FLUID * white["t1"])
     mask = np.zeros_like(there) if known is None else known.data > 0
     if mask.any():
@@ -61,7 +60,7 @@ def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels |
     data = scan.data.copy()
     if there.any():
         (box,) = ndimage.find_objects(ndimage.binary_dilation(there, iterations=4).astype(np.int8))
-        numbers, count = ndimage.label(there[box], _EDGES)
+        numbers, count = ndimage.label(there[box], NEIGHBOURS_18)
         spacing = np.array(scan.grid.spacing)
         edge = random.uniform(*_EDGE_MM) / spacing
         texture = ndimage.gaussian_filter(

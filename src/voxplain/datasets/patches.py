@@ -9,11 +9,11 @@ import numpy as np
 from scipy import ndimage
 
 from voxplain.errors import InputError
+from voxplain.lesions import NEIGHBOURS_18
 from voxplain.model import Card
 from voxplain.preparation import prepare
 from voxplain.scan import Labels, Scan
 
-EDGES = ndimage.generate_binary_structure(3, 2)
 _VOXELS = 5000
 # Kept around the brain, so that networks see where it ends.
 _MARGIN = 8
@@ -50,7 +50,7 @@ def volume_of(name: str, scan: Scan, lesions: Labels, card: Card, patch: Sequenc
     (prepared,) = regions
     mask = lesions.on(prepared.input.grid).data > 0
     box = _box(prepared.foreground, patch)
-    numbers, _ = ndimage.label(mask[box], EDGES)
+    numbers, _ = ndimage.label(mask[box], NEIGHBOURS_18)
     first = np.unique(numbers, return_index=True)[1][0 if numbers.all() else 1 :]
     voxels = np.argwhere(numbers)
     brain = np.argwhere(prepared.foreground[box][::4, ::4, ::4]) * 4

@@ -11,6 +11,12 @@ import numpy as np
 from voxplain.errors import InputError
 
 
+def touched(lesions: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of each lesion that occurs, by number, whether it overlaps with any of the others, boolean (N,)."""
+    numbers = np.unique(lesions[lesions > 0])
+    return np.isin(numbers, lesions[others > 0])
+
+
 def lesion_precision(predicted: np.ndarray, reference: np.ndarray) -> float:
     """Share of the predicted lesions that overlap with a lesion of the reference, 0 to 1.
 
@@ -20,8 +26,8 @@ def lesion_precision(predicted: np.ndarray, reference: np.ndarray) -> float:
         InputError: an array is not of whole numbers of at least 0, or their shapes differ.
     """
     predicted, reference = _instances(predicted, reference)
-    count = _count(predicted)
-    return _touched(predicted, reference) / count if count else float(not reference.any())
+    right = touched(predicted, reference)
+    return float(right.mean()) if right.size else float(not reference.any())
 
 
 def lesion_recall(predicted: np.ndarray, reference: np.ndarray) -> float:
@@ -34,8 +40,8 @@ def lesion_recall(predicted: np.ndarray, reference: np.ndarray) -> float:
         InputError: an array is not of whole numbers of at least 0, or their shapes differ.
     """
     predicted, reference = _instances(predicted, reference)
-    count = _count(reference)
-    return _touched(reference, predicted) / count if count else (np.nan if predicted.any() else 1.0)
+    found = touched(reference, predicted)
+    return float(found.mean()) if found.size else (np.nan if predicted.any() else 1.0)
 
 
 def lesion_f1(predicted: np.ndarray, reference: np.ndarray) -> float:
@@ -83,15 +89,6 @@ def normalised_dice(prediction: np.ndarray, reference: np.ndarray, *, load: floa
     # Without a negative voxel nothing can be a false positive.
     weight = (1 - load) / load * positives / negatives if negatives else 0.0
     return 2 * right / (2 * right + weight * wrong + missed)
-
-
-def _touched(lesions: np.ndarray, others: np.ndarray) -> int:
-    """How many of the lesions overlap with any of the others."""
-    return _count(lesions[others > 0])
-
-
-def _count(lesions: np.ndarray) -> int:
-    return int(np.count_nonzero(np.unique(lesions)))
 
 
 def _instances(predicted: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from voxplain.explain.explainer import versions
 from voxplain.io.atomic import write_json, write_text, writing
 from voxplain.io.bundle import load_model
 from voxplain.lesions import find_lesions, instances
-from voxplain.metrics.lesionwise import lesion_f1, lesion_precision, lesion_recall, normalised_dice
+from voxplain.metrics.lesionwise import lesion_f1, lesion_precision, lesion_recall, normalised_dice, touched
 from voxplain.metrics.network_free import flair_outliers
 from voxplain.metrics.overlap import best_threshold, dice
 from voxplain.metrics.statistics import bootstrap_interval
@@ -141,9 +141,9 @@ def figures(mask: Labels, reference: Labels, inside: np.ndarray) -> dict[str, fl
 def over_lesions(mask: Labels, reference: Labels, *, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Bootstrap intervals of lesion precision, recall and F1 over the lesions of one patient, not over patients."""
     predicted, expert = instances(mask).data, instances(reference).data
-    found = [_touched(predicted, expert), _touched(expert, predicted)]
+    found = [touched(predicted, expert), touched(expert, predicted)]
     side = np.concatenate([np.full(flags.size, side) for side, flags in enumerate(found)])
-    right = np.concatenate(found)
+    right = np.concatenate(found).astype(float)
 
     def precision(side: np.ndarray, right: np.ndarray) -> float:
         return float(right[side == 0].mean()) if (side == 0).any() else np.nan
@@ -160,11 +160,6 @@ def over_lesions(mask: Labels, reference: Labels, *, seed: int = 0) -> dict[str,
         name: bootstrap_interval((side, right), statistic=statistic, resamples=1000, seed=seed)
         for name, statistic in statistics.items()
     }
-
-
-def _touched(lesions: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Of each lesion whether it overlaps with any of the others, (N,) as 0 and 1."""
-    return np.isin(np.arange(1, int(lesions.max()) + 1), lesions[others > 0]).astype(float)
 
 
 def _summary(out: Path, names: Sequence[str]) -> pd.DataFrame:
