@@ -13,13 +13,15 @@ from voxplain.white_matter import white_matter
 # Of white matter's T1: darker is fluid, where no lesion lies.
 _FLUID = 0.55
 # How bright lesions of a patient are, as shares of healthy tissue, and how far those of one patient differ (log scale).
-_FLAIR, _T1 = (1.15, 1.5), (0.68, 0.95)
-_DIFFERENCE = 0.1
-_FLAIR_LIMITS, _T1_LIMITS = (1.08, 1.8), (0.5, 1.0)
+# On T1 they reach from hardly visible to black holes, nearly as dark as fluid.
+_FLAIR, _T1 = (1.2, 1.65), (0.35, 0.95)
+_FLAIR_DIFFERENCE, _T1_DIFFERENCE = 0.1, 0.15
+_FLAIR_LIMITS, _T1_LIMITS = (1.1, 1.9), (0.25, 1.0)
 # How much of a voxel's signal a lesion takes at most: some are faint.
-_STRENGTH = (0.6, 1.0)
-_TEXTURE = 0.05
-_TEXTURE_MM = 1.5
+_STRENGTH = (0.7, 1.0)
+# Lesions are uneven, on T1 more than on FLAIR: standard deviation of either, and the size of their patches.
+_FLAIR_TEXTURE, _T1_TEXTURE = (0.03, 0.1), (0.05, 0.25)
+_TEXTURE_MM = (1.0, 3.0)
 # Blur of a lesion's edge, as standard deviation: a voxel at the border is partly lesion.
 _EDGE_MM = (0.4, 1.1)
 # Made lesions stay so far from known ones, so that no real border is painted over.
@@ -29,8 +31,8 @@ _APART_MM = 2.0
 def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels | None = None) -> tuple[Scan, Labels]:
     """A scan with lesions painted into its healthy tissue: bright on FLAIR, dark on T1, with partial volume.
 
-    A patient's lesions are 1.15 to 1.5 times as bright as healthy tissue on FLAIR and 0.68 to 0.95 times on T1, each
-    of them a little otherwise. What counts as healthy tissue lies, by lesion, between white matter and the voxel as it
+    A patient's lesions are 1.2 to 1.65 times as bright as healthy tissue on FLAIR and 0.35 to 0.95 times on T1, each
+    of them a little otherwise, and uneven in itself. What counts as healthy tissue lies, by lesion, between white matter and the voxel as it
     was: some lesions are uniform, others show the tissue that they grew in; some are faint. Other sequences stay as
     they are. What of a lesion lies outside the brain, in fluid or within 2 mm of a known lesion is left out.
 
@@ -64,24 +66,33 @@ def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels |
         spacing = np.array(scan.grid.spacing)
         edge = random.uniform(*_EDGE_MM) / spacing
         texture = ndimage.gaussian_filter(
-            random.standard_normal(numbers.shape, dtype=np.float32), _TEXTURE_MM / spacing
+            random.standard_normal(numbers.shape, dtype=np.float32), random.uniform(*_TEXTURE_MM) / spacing
         )
-        texture = 1 + _TEXTURE * texture / (texture.std() or 1)
+        texture /= texture.std() or 1
         # Each lesion's own values are carried on beyond its border, where a voxel is lesion in part.
         strength = _spread(random.uniform(*_STRENGTH, count + 1)[numbers], there[box], edge)
         uniform = _spread(random.uniform(0, 1, count + 1)[numbers], there[box], edge)
-        share = strength * ndimage.gaussian_filter(there[box].astype(np.float32), edge)
+        share = strength * _soft(numbers, count, edge)
         share = np.where(scan.foreground()[box], np.clip(share, 0, 1), 0)
-        for name, its_range, limits, further in (
-            ("flair", _FLAIR, _FLAIR_LIMITS, np.maximum),
-            ("t1", _T1, _T1_LIMITS, np.minimum),
+        for name, its_range, difference, limits, uneven, further in (
+            ("flair", _FLAIR, _FLAIR_DIFFERENCE, _FLAIR_LIMITS, _FLAIR_TEXTURE, np.maximum),
+            ("t1", _T1, _T1_DIFFERENCE, _T1_LIMITS, _T1_TEXTURE, np.minimum),
         ):
-            each = random.uniform(*its_range) * np.exp(random.normal(0, _DIFFERENCE, count + 1))
-            contrast = _spread(np.clip(each, *limits)[numbers], there[box], edge) * texture
+            each = random.uniform(*its_range) * np.exp(random.normal(0, difference, count + 1))
+            contrast = _spread(np.clip(each, *limits)[numbers], there[box], edge)
+            contrast = np.clip(contrast * (1 + random.uniform(*uneven) * texture), *limits)
             channel = data[scan.channels.index(name)][box]
             healthy = uniform * white[name] + (1 - uniform) * channel
             channel += share * (further(contrast * healthy, channel) - channel)
     return Scan(data, scan.grid, scan.channels), Labels(mask | there, scan.grid)
+
+
+def _soft(numbers: np.ndarray, count: int, sigma: np.ndarray) -> np.ndarray:
+    """How much of a voxel is lesion, 0 to 1: blurred at the border, and 1 at the core of even the smallest lesion."""
+    blurred = ndimage.gaussian_filter((numbers > 0).astype(np.float32), sigma)
+    cores = np.concatenate([[1], ndimage.maximum(blurred, numbers, range(1, count + 1))])
+    soft: np.ndarray = np.clip(blurred / np.maximum(_spread(cores[numbers], numbers > 0, sigma), 1e-6), 0, 1)
+    return soft
 
 
 def _spread(values: np.ndarray, inside: np.ndarray, sigma: np.ndarray) -> np.ndarray:

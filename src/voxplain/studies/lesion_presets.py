@@ -64,7 +64,7 @@ PRESETS = {
         replace(_card((32, 64, 128, 256, 512)), normalisation="z-score"),
         SegmentationSettings(epochs=100, steps=250, batch_size=4, learning_rate=1e-3),
     ),
-    "small": LesionPreset(_card((16, 32, 64, 128, 256)), SegmentationSettings(epochs=14, steps=100, heaviest=1.0)),
+    "small": LesionPreset(_card((16, 32, 64, 128, 256)), SegmentationSettings(epochs=32, steps=100, heaviest=1.0)),
     # Numbers that mean nothing, in seconds.
     "quick": LesionPreset(
         _card((4, 8), window=32),
