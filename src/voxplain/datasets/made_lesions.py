@@ -31,10 +31,11 @@ _APART_MM = 2.0
 def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels | None = None) -> tuple[Scan, Labels]:
     """A scan with lesions painted into its healthy tissue: bright on FLAIR, dark on T1, with partial volume.
 
-    A patient's lesions are 1.2 to 1.65 times as bright as healthy tissue on FLAIR and 0.35 to 0.95 times on T1, each
-    of them a little otherwise, and uneven in itself. What counts as healthy tissue lies, by lesion, between white matter and the voxel as it
-    was: some lesions are uniform, others show the tissue that they grew in; some are faint. Other sequences stay as
-    they are. What of a lesion lies outside the brain, in fluid or within 2 mm of a known lesion is left out.
+    A patient's lesions are 1.2 to 1.65 times as bright as healthy tissue on FLAIR and 0.35 to 0.95 times on T1, each of
+    them a little otherwise, and uneven in itself. What counts as healthy tissue lies, by lesion, between white matter
+    and the voxel as it was: some lesions are uniform, others show the tissue that they grew in; some are faint. Other
+    sequences stay as they are. What of a lesion lies outside the brain, in fluid or within 2 mm of a known lesion is
+    left out.
 
     Args:
         scan: skull-stripped, with flair and t1, as the scanner gave it (not normalised).
