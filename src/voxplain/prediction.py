@@ -99,7 +99,7 @@ def predict(model: Model, scan: Scan, *, name: str | None = None, compute: Compu
         warnings.warn(message, UserWarning, stacklevel=2)
     provenance = {
         "model": {"name": card.name, "fingerprint": model.fingerprint},
-        "card": _deciding(card),
+        "card": deciding(card),
         "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
         "class": name,
         "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},
@@ -164,7 +164,7 @@ def read_prediction(folder: str | Path, model: Model, scan: Scan, name: str) -> 
         return None
     asked = {
         "model": {"name": model.card.name, "fingerprint": model.fingerprint},
-        "card": json.loads(json.dumps(_deciding(model.card))),
+        "card": json.loads(json.dumps(deciding(model.card))),
         "class": name,
     }
     stated = {key: content.get(key) for key in asked}
@@ -212,6 +212,7 @@ def read_lesions(folder: str | Path, grid: Grid) -> Lesions:
     return Lesions(Labels(labels.data, grid), table.astype({"kind": object}))
 
 
-def _deciding(card: Card) -> dict[str, Any]:
+def deciding(card: Card) -> dict[str, Any]:
+    """What of a card decides on scores in a scan, as plain data; the weights are the model's fingerprint."""
     whole = card.to_dict()
     return {key: whole[key] for key in _DECIDES}
