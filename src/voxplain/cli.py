@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from voxplain.commands import gp, grades, hemispheres, lesion_training, perturbation, phantom, relevance
+from voxplain.commands import gp, grades, hemispheres, instance, lesion_training, perturbation, phantom, relevance
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.lesions import predict_scan
@@ -88,10 +88,12 @@ _train.command("perturbation")(perturbation.train_perturbation)
 _evaluate = _group("evaluate", "Score a model's maps against expert masks, without training.")
 _evaluate.command("hemispheres")(hemispheres.evaluate_hemispheres)
 _evaluate.command("gp")(gp.evaluate_gp)
+_evaluate.command("instance")(instance.evaluate_instance)
 _evaluate.command("relevance")(relevance.evaluate_relevance)
 _study = _group("study", "Run a whole experiment: train, explain, score, tables.")
 _study.command("hemispheres")(hemispheres.study_hemispheres)
 _study.command("gp")(gp.study_gp)
+_study.command("instance")(instance.study_instance)
 _study.command("relevance")(relevance.study_relevance)
 _study.command("refinement")(hemispheres.study_refinement)
 _study.command("grade-phantoms")(grades.study_grade_phantoms)

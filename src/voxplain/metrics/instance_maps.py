@@ -1,4 +1,4 @@
-"""What the map of one lesion says: extremes, what speaks for and against, each sequence's share, and how far it reaches.
+"""What the map of one lesion says: extremes, what speaks for and against, each sequence's share, and its reach.
 
 Maps are signed and in their own unit (logit per intensity unit for Instance SmoothGrad); nothing is rescaled, so that
 figures of lesions can be put beside each other (paper instance, 004, sections 2.5, 3.2 and 3.3).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,12 @@ def made_lesions(
             if low <= volume <= high and count < most:
                 count += 1
                 yield MadeLesion(painted, Labels(made.data == number, scan.grid), volume)
+
+
+def table_of(lines: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """Lines of `context.tsv` as a table, numbers as numbers even where there is no line."""
+    table = pd.DataFrame(lines, columns=list(COLUMNS))
+    return table.astype({name: float for name in COLUMNS[3:]} | {"lesion": int, "case": object, "set": object})
 
 
 def curve(lines: pd.DataFrame) -> pd.DataFrame:

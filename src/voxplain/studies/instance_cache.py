@@ -1,4 +1,4 @@
-"""What is known of one lesion already, by a hash of all that it follows from: small JSON files, each whole or missing."""
+"""What is known of one lesion already, by a hash of all that it follows from: small JSON files."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ import pandas as pd
 
 from voxplain.compute import Compute
 from voxplain.explain.explainer import Explainer
+from voxplain.explanation import Explanation
 from voxplain.io.nifti import save
+from voxplain.preparation import Prepared
 from voxplain.scan import Labels, Scan
 from voxplain.studies import context
 from voxplain.studies.instance_cache import Cache, key_of, model_key, region_key
@@ -63,7 +65,7 @@ def placed(
 
 def _at(
     patient: Patient, placement: Placement, explainer: Explainer, *, seed: int, compute: Compute
-) -> tuple[dict[str, Any], Any]:
+) -> tuple[dict[str, Any], Explanation]:
     """What is predicted in a lesion at its place, and the extremes of its map."""
     model, name = patient.model, patient.prediction.name
     prepared = prepared_of(placement.scan, model.card)
@@ -108,9 +110,9 @@ def in_context(
         for number in context.real_lesions(table, most=most, seed=seed):
             say(f"{patient.id}, surroundings of lesion {number}")
             region = patient.lesions.labels.data == number
-            about = {"set": context.REAL, "lesion": number, "volume_mm3": _volume(patient, number)}
+            about: dict[str, Any] = {"set": context.REAL, "lesion": number, "volume_mm3": _volume(patient, number)}
             its = _shown(patient, patient.scan, prepared, region, cache, distances, compute)
-            lines += [about | line for line in its]
+            lines += [{**about, **line} for line in its]
         ill = (patient.reference.data > 0) | (patient.prediction.mask(patient.model.card.threshold).data > 0)
         healthy_but = Labels(ill, patient.scan.grid)
         made = context.made_lesions(patient.scan, healthy_but, shapes, most=most, seed=seed)
@@ -118,16 +120,16 @@ def in_context(
             say(f"{patient.id}, surroundings of made lesion {number}")
             about = {"set": context.MADE, "lesion": number, "volume_mm3": lesion.volume}
             its = _shown(patient, lesion.scan, None, lesion.region.data > 0, cache, distances, compute)
-            lines += [about | line for line in its]
+            lines += [{**about, **line} for line in its]
         cache.put(key, {"lines": lines})
         known = cache.get(key) or {"lines": []}
-    return pd.DataFrame([{"case": patient.id} | line for line in known["lines"]], columns=list(context.COLUMNS))
+    return context.table_of([{"case": patient.id, **line} for line in known["lines"]])
 
 
 def _shown(
     patient: Patient,
     scan: Scan,
-    prepared: Any,
+    prepared: Prepared | None,
     region: np.ndarray,
     cache: Cache,
     distances: Sequence[float],

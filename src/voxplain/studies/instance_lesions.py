@@ -1,4 +1,4 @@
-"""The table `lesions.tsv`: of each lesion of a patient what its map says (paper instance, 004), cached lesion by lesion."""
+"""The table `lesions.tsv`: of each lesion of a patient what its map says (paper instance, 004)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ from voxplain.target import RegionScore
 
 ABOUT = ("case", "row", "kind", "lesion", "volume_mm3", "mean_probability", "max_probability")
 STATISTICS = ("maximum", "minimum", "positive", "negative")
+SIDES = (
+    *("case", "kind", "lesion", "sequence", "side"),
+    *("positive", "negative", "positive_count", "negative_count"),
+)
 REST = ("flair_share", "fades_mm", "voxels_used", "passes", "forward_passes", "backward_passes")
 # One map for all sequences together bears this name.
 ALL = "all"
@@ -119,11 +123,11 @@ def explained(
 def lesion_lines(
     patient: Patient, explainer: Explainer, found: Mapping[int, Mapping[str, Any]], channels: Sequence[str]
 ) -> pd.DataFrame:
-    """The lines of `lesions.tsv` of some lesions whose maps' statistics are known; NaN where a method has no such map."""
-    by_number = patient.lesions.table.set_index("lesion")
+    """The lines of `lesions.tsv` of some lesions, from statistics of their maps; NaN where a method has no such map."""
+    by_number = {int(line["lesion"]): line for line in patient.lesions.table.to_dict("records")}
     lines = []
     for number in sorted(found):
-        its, about = found[number], by_number.loc[number]
+        its, about = found[number], by_number[number]
         line: dict[str, Any] = {"case": patient.id, "row": explainer.name, "kind": about["kind"], "lesion": number}
         line |= {name: float(about[name]) for name in ("volume_mm3", "mean_probability", "max_probability")}
         for channel in its["channels"]:

@@ -50,16 +50,16 @@ def copied(scan: Scan, source: np.ndarray, offset: tuple[int, int, int]) -> Scan
 
     All of it must lie on the grid there.
     """
-    there = tuple(index + step for index, step in zip(np.nonzero(source), offset, strict=True))
+    x, y, z = (np.argwhere(source) + offset).T
     data = scan.data.copy()
-    data[(slice(None), *there)] = scan.data[:, source]
+    data[:, x, y, z] = scan.data[:, source]
     return Scan(data, scan.grid, scan.channels)
 
 
 def moved(region: np.ndarray, offset: tuple[int, int, int]) -> np.ndarray:
     """A region, boolean (X, Y, Z), so many voxels further; all of it must lie on the grid there."""
     found = np.zeros_like(region)
-    found[tuple(index + step for index, step in zip(np.nonzero(region), offset, strict=True))] = True
+    found[tuple((np.argwhere(region) + offset).T)] = True
     return found
 
 

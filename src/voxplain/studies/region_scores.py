@@ -66,15 +66,15 @@ def probability_within(
         for number in stitched.numbers(image.shape[2:]):
             box = tiling.boxes[number]
             held = np.all([(i >= s.start) & (i < s.stop) for i, s in zip(places, box, strict=True)], axis=0)
-            index = tuple(torch.from_numpy(i[held] - s.start) for i, s in zip(places, box, strict=True))
-            weights = tiling.weights(number)[index]
+            x, y, z = (torch.from_numpy(i[held] - s.start) for i, s in zip(places, box, strict=True))
+            weights = tiling.weights(number)[x, y, z]
             piece = stitched.piece(image, number)
             shown = tiling.pad(away, (WHOLE,))[(slice(None), slice(None), *box)]
             for row, distance in enumerate(distances):
                 seen = piece if distance == WHOLE else torch.where(shown <= distance, piece, background)
                 with compute.precision():
                     scores = stitched.window_scores(seen.to(device))[0].float().cpu()
-                total[row][:, torch.from_numpy(held)] += scores[(slice(None), *index)] * weights
+                total[row][:, torch.from_numpy(held)] += scores[:, x, y, z] * weights
     found = probabilities(card.calibrated(total), card)[:, card.classes.index(name)]
     if not bool(torch.isfinite(found).all()):
         raise InputError("the network returns NaN or infinite scores for this scan; check its weights and the card")

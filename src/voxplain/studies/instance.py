@@ -1,0 +1,416 @@
+"""Paper instance (004) as one study: what maps of single lesions tell, on real patients and on made ones; resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from voxplain.compute import Compute
+from voxplain.datasets import multiple_sclerosis
+from voxplain.datasets.case import Case
+from voxplain.datasets.phantom_cohort import SOFTWARE_CHECK, write_multiple_sclerosis
+from voxplain.engine.progress import console as progress
+from voxplain.errors import InputError
+from voxplain.explain.explainer import Explainer, versions
+from voxplain.io.atomic import output_folder, write_json, write_text, writing
+from voxplain.io.bundle import load_model
+from voxplain.model import Model
+from voxplain.studies import context, instance_lesions, instance_statistics
+from voxplain.studies.instance_cache import Cache
+from voxplain.studies.instance_experiments import in_context, placed
+from voxplain.studies.instance_lesions import expected_passes, explained, lesion_lines, side_lines, waiting_lesions
+from voxplain.studies.instance_page import write_page
+from voxplain.studies.instance_patients import Patient, check_readable, chosen, read_patient
+from voxplain.studies.instance_presets import InstancePreset, preset
+from voxplain.studies.instance_tables import markdown
+
+_PLACED = ("case", "lesion", "volume_mm3", "place", "mean_probability", "max_probability", "detected")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One patient and the network that explains; `whole` asks for all experiments, not the maps alone."""
+
+    case: Case
+    model: Model
+    made: bool
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a study runs: what is done, where to, and what is kept."""
+
+    size: str
+    preset: InstancePreset
+    out: Path
+    seed: int
+    compute: Compute
+    console: Console
+    keep_maps: bool
+
+    @property
+    def cache(self) -> Cache:
+        """What is known already of single lesions."""
+        return Cache(self.out / "maps")
+
+    def say(self, line: str) -> None:
+        """Say how far the work is, where that is wanted."""
+        if self.compute.progress:
+            progress.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    @property
+    def quiet(self) -> Compute:
+        """How single lesions are run: what is said of them is said here."""
+        return dataclasses.replace(self.compute, progress=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What is known of one patient at the end."""
+
+    kind: str
+    counts: Mapping[str, int]
+    lines: pd.DataFrame
+    sides: pd.DataFrame
+    context: pd.DataFrame
+    placed: Sequence[Mapping[str, Any]]
+
+
+def evaluate(
+    model: Model,
+    data: Path,
+    out: Path,
+    *,
+    size: str = "small",
+    seed: int = 0,
+    keep_maps: bool = False,
+    compute: Compute,
+    console: Console,
+) -> pd.DataFrame:
+    """Detection and statistics of the maps of a network on patients in Lesjak's layout, without training; resumable.
+
+    Of each patient `out/ID/lesions.tsv`, with one line per lesion, TN spheres among them; of all of them `lesions.tsv`,
+    `scores.tsv`, `tables.md`, `facts.json`, `violins.png` and `report.html`. `out/maps/` holds what is known of single
+    lesions.
+
+    Returns:
+        The figures, with the columns of `scores.tsv`.
+
+    Raises:
+        InputError: no patient with a mask, no such preset, or a model that segments no volumes.
+    """
+    check_readable(model.card)
+    cases, left_out = readable_cases(data, model.card.channels)
+    settings = Settings(size, preset(size), output_folder(out), seed, compute, console, keep_maps)
+    tasks = [Task(case, model, made=False, whole=False) for case in cases]
+    return _run(tasks, settings, shapes=(), left_out=left_out)
+
+
+def study(
+    data: Path,
+    out: Path,
+    *,
+    model: str = "ms-lesions",
+    networks: Path | None = None,
+    size: str = "small",
+    seed: int = 0,
+    keep_maps: bool = False,
+    compute: Compute,
+    console: Console,
+) -> pd.DataFrame:
+    """The experiments of paper instance (004): sequences, classes, placements, context and other methods; resumable.
+
+    Beside what `evaluate` writes: `context.tsv`, `placements.tsv` and `context.png`. Phantoms ("phantom (software
+    check)") are explained by `model`, and only their maps are looked at.
+
+    Args:
+        data: patients in Lesjak's layout; `lesion_masks/` of others are the shapes of made lesions.
+        out: where to.
+        model: what explains where no network of `networks` does; a shipped name or a folder.
+        networks: a folder of `voxplain train lesions`: each patient ID is then explained by `without-ID/`.
+        size: preset.
+        seed: of everything random.
+        keep_maps: whether maps are kept beside their statistics, in `out/maps/`.
+        compute: how to run.
+        console: where to say what came out.
+
+    Returns:
+        The figures, with the columns of `scores.tsv`.
+
+    Raises:
+        InputError: no patient with a mask, no such preset, a model that segments no volumes, or a patient without a
+            network of its own.
+    """
+    wanted = preset(size)
+    fallback = load_model(model)
+    check_readable(fallback.card)
+    cases, left_out = readable_cases(data, fallback.card.channels)
+    settings = Settings(size, wanted, output_folder(out), seed, compute, console, keep_maps)
+    tasks = [
+        Task(case, fallback if networks is None else network_without(case, networks), made=False, whole=True)
+        for case in cases
+    ]
+    if wanted.phantoms:
+        made = write_multiple_sclerosis(out / "phantoms", n=wanted.phantoms, seed=seed, spacing=wanted.spacing)
+        tasks += [Task(case, fallback, made=True, whole=False) for case in made]
+    return _run(tasks, settings, shapes=multiple_sclerosis.lesion_shapes(data), left_out=left_out)
+
+
+def readable_cases(data: Path, channels: Sequence[str]) -> tuple[list[Case], dict[str, str]]:
+    """The patients with a mask and all sequences, and why each of the others is left out.
+
+    Raises:
+        InputError: there is no patient, or all are left out.
+    """
+    left_out: dict[str, str] = {}
+    found = []
+    for case in multiple_sclerosis.cases(data):
+        missing = [name for name in channels if name not in case.files]
+        if case.segmentation is None:
+            left_out[case.id] = "no expert mask (consensus_gt.nii.gz)"
+        elif missing:
+            left_out[case.id] = f"no {' or '.join(missing)}"
+        else:
+            found.append(case)
+    if not found:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise InputError(f"the experiments need a patient with FLAIR, T1 and an expert mask; in {data}: {why}")
+    return found, left_out
+
+
+def network_without(case: Case, networks: Path) -> Model:
+    """The network that was trained without a patient.
+
+    Raises:
+        InputError: there is none, or it has seen the patient.
+    """
+    folder = networks / f"without-{case.id}"
+    if not (folder / "model.json").is_file():
+        raise InputError(
+            f"there is no finished network {folder}; run `voxplain train lesions --data ... --out {networks} "
+            f"--leave-out {case.id}`, or leave --networks out"
+        )
+    model = load_model(folder)
+    check_readable(model.card)
+    if case.id in model.card.training_ids:
+        raise InputError(f"the network in {folder} has seen {case.id}; give a folder of `voxplain train lesions`")
+    return model
+
+
+def _run(
+    tasks: Sequence[Task], settings: Settings, *, shapes: Sequence[Path], left_out: Mapping[str, str]
+) -> pd.DataFrame:
+    for name, why in left_out.items():
+        settings.console.print(f"{name} is left out: {why}", highlight=False, markup=False)
+    moved = [task.case.id for task in tasks if task.whole][: settings.preset.placed]
+    _announce(tasks, settings, moved)
+    found = {task.case.id: _of(task, settings, shapes, task.case.id in moved) for task in tasks}
+    channels = tasks[0].model.card.channels
+    made = [task.case.id for task in tasks if task.made]
+    whole = any(task.whole for task in tasks)
+    kinds = {name: its.kind for name, its in found.items()}
+    groups = instance_statistics.groups_of(kinds, made)
+    lines = pd.concat([its.lines for its in found.values()], ignore_index=True)
+    shown = pd.concat([its.context for its in found.values()], ignore_index=True)
+    placed_lines = pd.DataFrame([line for its in found.values() for line in its.placed])
+    rows = instance_statistics.statistics_of(
+        lines,
+        pd.concat([its.sides for its in found.values()], ignore_index=True),
+        groups=groups,
+        counts={name: its.counts for name, its in found.items()},
+        channels=channels,
+        row=settings.preset.explainer.name,
+        methods=whole,
+    )
+    if whole:
+        real = [group for group in groups if not set(group.cases) & set(made)]
+        channel = "flair" if "flair" in channels else channels[0]
+        rows += instance_statistics.placement_rows(placed_lines, kinds, channel)
+        rows += instance_statistics.context_rows(shown, real)
+    summary = pd.DataFrame(rows, columns=list(instance_statistics.COLUMNS))
+    _write_table(lines, settings.out / "lesions.tsv")
+    _write_table(summary, settings.out / "scores.tsv")
+    if whole:
+        _write_table(shown, settings.out / "context.tsv")
+        _write_table(placed_lines if len(placed_lines) else pd.DataFrame(columns=list(_PLACED)), _placed_path(settings))
+    notes = _notes(tasks, settings, kinds, left_out, shapes)
+    write_text(markdown(summary, notes), settings.out / "tables.md")
+    facts = {
+        "preset": settings.size,
+        "settings": _plain(settings.preset),
+        "seed": settings.seed,
+        "patients": {
+            task.case.id: {"model": task.model.fingerprint, "kind": kinds[task.case.id], "made": task.made}
+            for task in tasks
+        },
+        "left_out": dict(left_out),
+        "versions": versions(),
+    }
+    write_json(facts, settings.out / "facts.json")
+    main = lines[lines["row"] == settings.preset.explainer.name]
+    write_page(settings.out, main, shown, summary, groups, notes=notes, facts=facts, threshold=_threshold(tasks))
+    return summary
+
+
+def _of(task: Task, settings: Settings, shapes: Sequence[Path], is_moved: bool) -> Found:
+    """Everything on one patient; what the cache knows is taken from there."""
+    wanted, seed = settings.preset, settings.seed
+    patient = read_patient(task.case, task.model, settings.out, made=task.made, seed=seed, compute=settings.compute)
+    lines, sides = [], pd.DataFrame()
+    for explainer, numbers in _asked(task, patient, settings):
+        found = explained(
+            *(patient, explainer, numbers, settings.cache),
+            seed=seed,
+            compute=settings.quiet,
+            keep_maps=settings.keep_maps,
+            say=settings.say,
+        )
+        lines.append(lesion_lines(patient, explainer, found, task.model.card.channels))
+        if explainer == wanted.explainer:
+            sides = pd.DataFrame(list(side_lines(patient, found)), columns=list(instance_lesions.SIDES))
+    table = _joined(lines)
+    _write_table(table, settings.out / patient.id / "lesions.tsv")
+    moved: list[dict[str, Any]] = []
+    if is_moved:
+        moved = placed(
+            *(patient, wanted.explainer, settings.cache),
+            seed=seed,
+            compute=settings.quiet,
+            keep_maps=settings.keep_maps,
+            say=settings.say,
+        )
+    shown = context.table_of([])
+    if task.whole:
+        shown = in_context(
+            *(patient, shapes, settings.cache),
+            most=wanted.context,
+            distances=wanted.distances,
+            seed=seed,
+            compute=settings.quiet,
+            say=settings.say,
+        )
+    return Found(patient.kind, patient.counts, table, sides, shown, moved)
+
+
+def _asked(task: Task, patient: Patient, settings: Settings) -> list[tuple[Explainer, list[int]]]:
+    """Which methods explain which lesions of a patient."""
+    wanted, table = settings.preset, patient.lesions.table
+    every = chosen(table, most=wanted.most, seed=settings.seed)
+    asked: list[tuple[Explainer, list[int]]] = [(wanted.explainer, every)]
+    if task.whole:
+        asked += [(explainer, every) for explainer in wanted.cheap]
+        # Some of those that the others explain, so that methods can be put beside each other.
+        among = table[table["lesion"].isin(every)]
+        few = chosen(among, most=wanted.few, seed=settings.seed, kinds=("TP", "FP"))
+        asked += [(explainer, few) for explainer in wanted.costly]
+    return asked
+
+
+def _announce(tasks: Sequence[Task], settings: Settings, moved: Sequence[str]) -> None:
+    """Predict, and say before anything is explained how much is to be done, and about how long it takes."""
+    forward = gradients = 0
+    pace = instance_lesions.Pace()
+    for task in tasks:
+        patient = read_patient(
+            task.case, task.model, settings.out, made=task.made, seed=settings.seed, compute=settings.compute
+        )
+        table = patient.lesions.table
+        sizes = dict(zip(table["lesion"].astype(int), table["volume_mm3"].astype(float), strict=True))
+        voxel = patient.scan.grid.voxel_volume
+        brain = float(patient.scan.foreground().sum()) * voxel
+        said = []
+        for explainer, numbers in _asked(task, patient, settings):
+            waiting = waiting_lesions(patient, explainer, numbers, settings.cache, seed=settings.seed)
+            each = [expected_passes(explainer, round(sizes[n] / voxel), brain) for n in waiting]
+            forward += sum(count for count, _ in each)
+            gradients += sum(count for _, count in each)
+            said.append(f"{explainer.name} {len(waiting)} of {len(numbers)}")
+            if waiting and np.isnan(pace.forward):
+                pace = instance_lesions.pace_of(patient, waiting[len(waiting) // 2], compute=settings.quiet)
+        if task.whole:
+            # Real and made lesions, and a last pass with everything shown.
+            forward += 2 * settings.preset.context * (len(settings.preset.distances) + 1)
+        if task.case.id in moved:
+            copies, each_voxel = expected_passes(settings.preset.explainer, 93, brain)
+            forward, gradients = forward + 4 * (copies + 1), gradients + 4 * each_voxel
+        found = ", ".join(f"{count} {kind}" for kind, count in patient.counts.items())
+        settings.console.print(
+            f"{patient.id} ({patient.kind}): {found}; to explain: {', '.join(said)}", highlight=False, soft_wrap=True
+        )
+    eta = (
+        "" if np.isnan(pace.forward) else f", about {(forward * pace.forward + gradients * pace.gradient) / 60:.0f} min"
+    )
+    settings.console.print(
+        f"at most {forward} passes forward (through the windows of a lesion) and {gradients} gradients of single "
+        f"voxels{eta}; what is known already costs nothing",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _notes(
+    tasks: Sequence[Task],
+    settings: Settings,
+    kinds: Mapping[str, str],
+    left_out: Mapping[str, str],
+    shapes: Sequence[Path],
+) -> list[str]:
+    """What is to be known before the tables are read."""
+    wanted = settings.preset
+    explainer = wanted.explainer
+    used = "all" if wanted.most is None else f"at most {wanted.most}"
+    real = [task.case.id for task in tasks if not task.made]
+    notes = [
+        f"{len(real)} real patients ({', '.join(f'{name}: {kinds[name]}' for name in real)}) and "
+        f"{len(tasks) - len(real)} phantoms; {used} lesions of a class and patient, drawn at random.",
+        f"{explainer.name}: {explainer.copies} copies, sigma {explainer.sigma:g}, at most {explainer.most_voxels} "
+        "voxels of a lesion are looked at.",
+    ]
+    if any(task.whole for task in tasks):
+        notes.append(f"costly methods explain {wanted.few} TP and {wanted.few} FP of each patient at most.")
+        if not shapes:
+            notes.append("there is no lesion_masks/ beside the patients: no made lesions, n = 0.")
+    if settings.size == "quick":
+        notes.append("a smoke run: these figures mean nothing.")
+    if any(task.made for task in tasks):
+        notes.append(f"figures on made patients are {SOFTWARE_CHECK}: we wrote the rules that they obey.")
+    notes += [f"{name} is left out: {why}." for name, why in left_out.items()]
+    if len(real) == 1:
+        notes.append("one patient: nothing is pooled.")
+    return notes
+
+
+def _joined(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Lines of several methods; columns of methods with one map for all sequences come before what maps have not."""
+    whole = pd.concat(lines, ignore_index=True)
+    tail = [name for name in instance_lesions.REST if name in whole.columns]
+    return whole[[name for name in whole.columns if name not in tail] + tail]
+
+
+def _threshold(tasks: Sequence[Task]) -> float:
+    return tasks[0].model.card.threshold
+
+
+def _placed_path(settings: Settings) -> Path:
+    return settings.out / "placements.tsv"
+
+
+def _plain(wanted: InstancePreset) -> dict[str, Any]:
+    """The preset, with methods by name."""
+    found = dataclasses.asdict(wanted)
+    for name in ("cheap", "costly"):
+        found[name] = [{"name": one.name, **dataclasses.asdict(one)} for one in getattr(wanted, name)]
+    return found
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    with writing(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
