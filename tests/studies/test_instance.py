@@ -6,6 +6,9 @@ import dataclasses
 import io
 import json
 import shutil
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch import nn
 
 import voxplain as vx
 from voxplain.datasets.multiple_sclerosis import cases
+from voxplain.io import bundle
 from voxplain.io.bundle import load_model, save_model
 from voxplain.io.nifti import read_map, save
 from voxplain.lesions import find_lesions
@@ -64,16 +68,14 @@ def write_model(folder: Path, *ids: str) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _factory(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """What builds the network of a model folder."""
-    import sys
-    import types
-
+def _factory() -> Iterator[None]:
+    """What builds the network of a model folder; voxplain itself trusts none from elsewhere."""
     module = types.ModuleType("voxplain_bright")
-    module.make = bright  # type: ignore[attr-defined]
-    sys.modules["voxplain_bright"] = module
-    yield
-    del sys.modules["voxplain_bright"]
+    vars(module)["make"] = bright
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "voxplain_bright", module)
+        patch.setattr(bundle, "_is_trusted", lambda _: True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,7 @@ def ran(made_ms: Path, networks: Path, tmp_path_factory: pytest.TempPathFactory)
         quick = dataclasses.replace(instance_presets.PRESETS["quick"], phantoms=1, placed=2)
         patch.setitem(instance_presets.PRESETS, "quick", quick)
         summary = instance.study(
-            *(made_ms, out),
-            model=str(networks / "all"),
+            *(load_model(networks / "all"), made_ms, out),
             networks=networks,
             size="quick",
             keep_maps=True,
@@ -235,8 +236,7 @@ def test_a_second_run_computes_nothing(
     monkeypatch.setattr(instance_lesions, "pace_of", never)
     said = io.StringIO()
     again = instance.study(
-        *(made_ms, out),
-        model=str(networks / "all"),
+        *(load_model(networks / "all"), made_ms, out),
         networks=networks,
         size="quick",
         keep_maps=True,
@@ -310,8 +310,7 @@ def test_a_model_that_finds_nothing(made_ms: Path, networks: Path, tmp_path: Pat
     with torch.no_grad():
         blind[2].bias[:] = torch.tensor([0.0, -50.0])
     summary = instance.study(
-        *(made_ms / "patient01", tmp_path / "out"),
-        model=str(save_model(blind, model.card, tmp_path / "model")),
+        *(vx.Model(blind, model.card), made_ms / "patient01", tmp_path / "out"),
         size="quick",
         compute=CPU,
         console=Console(file=io.StringIO()),
@@ -337,13 +336,13 @@ def test_what_cannot_be_studied(made_ms: Path, networks: Path, tmp_path: Path) -
         instance.evaluate(model, data, tmp_path / "out", **given)
     with pytest.raises(vx.InputError, match="--preset is one of"):
         instance.evaluate(model, made_ms, tmp_path / "out", **(given | {"size": "huge"}))
-    with pytest.raises(vx.InputError, match="no finished network .*without-patient01; run `voxplain train lesions"):
-        instance.study(made_ms, tmp_path / "out", model=str(networks / "all"), networks=tmp_path, **given)
+    with pytest.raises(vx.InputError, match=r"no finished network .*without-patient01; run `voxplain train"):
+        instance.study(model, made_ms, tmp_path / "out", networks=tmp_path, **given)
     write_model(tmp_path / "seen" / "without-patient01", "patient01")
     with pytest.raises(vx.InputError, match="has seen patient01"):
-        instance.study(made_ms, tmp_path / "out", model=str(networks / "all"), networks=tmp_path / "seen", **given)
+        instance.study(model, made_ms, tmp_path / "out", networks=tmp_path / "seen", **given)
     with pytest.raises(vx.InputError, match="whole volumes"):
-        instance.study(made_ms, tmp_path / "out", model="tumour-hemisphere", **given)
+        instance.study(load_model("tumour-hemisphere"), made_ms, tmp_path / "out", **given)
 
 
 def test_lesions_are_drawn_by_class() -> None:

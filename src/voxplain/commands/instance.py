@@ -79,9 +79,9 @@ def study_instance(
     from voxplain.studies import instance
 
     instance.study(
+        load_model(model),
         data,
         out,
-        model=model,
         networks=networks,
         size="quick" if quick else preset,
         seed=seed,

@@ -115,10 +115,10 @@ def evaluate(
 
 
 def study(
+    model: Model,
     data: Path,
     out: Path,
     *,
-    model: str = "ms-lesions",
     networks: Path | None = None,
     size: str = "small",
     seed: int = 0,
@@ -132,9 +132,9 @@ def study(
     check)") are explained by `model`, and only their maps are looked at.
 
     Args:
+        model: explains phantoms, and everyone where there are no `networks`.
         data: patients in Lesjak's layout; `lesion_masks/` of others are the shapes of made lesions.
         out: where to.
-        model: what explains where no network of `networks` does; a shipped name or a folder.
         networks: a folder of `voxplain train lesions`: each patient ID is then explained by `without-ID/`.
         size: preset.
         seed: of everything random.
@@ -150,17 +150,16 @@ def study(
             network of its own.
     """
     wanted = preset(size)
-    fallback = load_model(model)
-    check_readable(fallback.card)
-    cases, left_out = readable_cases(data, fallback.card.channels)
+    check_readable(model.card)
+    cases, left_out = readable_cases(data, model.card.channels)
     settings = Settings(size, wanted, output_folder(out), seed, compute, console, keep_maps)
     tasks = [
-        Task(case, fallback if networks is None else network_without(case, networks), made=False, whole=True)
+        Task(case, model if networks is None else network_without(case, networks), made=False, whole=True)
         for case in cases
     ]
     if wanted.phantoms:
         made = write_multiple_sclerosis(out / "phantoms", n=wanted.phantoms, seed=seed, spacing=wanted.spacing)
-        tasks += [Task(case, fallback, made=True, whole=False) for case in made]
+        tasks += [Task(case, model, made=True, whole=False) for case in made]
     return _run(tasks, settings, shapes=multiple_sclerosis.lesion_shapes(data), left_out=left_out)
 
 

@@ -140,7 +140,8 @@ def lesion_lines(
         line |= {"forward_passes": its["forward"], "backward_passes": its["backward"]}
         line["passes"] = its["forward"] + its["backward"]
         lines.append(line)
-    return pd.DataFrame(lines, columns=list(columns(channels))).astype({"kind": object, "row": object})
+    more = [ALL] if any(ALL in its["channels"] for its in found.values()) else []
+    return pd.DataFrame(lines, columns=list(columns([*channels, *more]))).astype({"kind": object, "row": object})
 
 
 def side_lines(patient: Patient, found: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -128,7 +128,9 @@ def method_rows(lines: pd.DataFrame, groups: Sequence[Group], channel: str) -> I
             name = f"{group.name}/{row}"
             for metric, some in (("TP against FP, AUROC", its), ("the same, lesions of all methods", its[shared])):
                 of = some[some["row"] == row]
-                column = f"{ALL}_maximum" if of[f"{channel}_maximum"].isna().all() else f"{channel}_maximum"
+                column = f"{channel}_maximum"
+                if of[column].isna().all() and f"{ALL}_maximum" in of:
+                    column = f"{ALL}_maximum"
                 yield _auroc("methods", name, metric, group.kind, of, column)
             of = its[its["row"] == row]
             for metric, column in (("forward passes", "forward_passes"), ("backward passes", "backward_passes")):
