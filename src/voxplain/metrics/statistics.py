@@ -28,7 +28,8 @@ def bootstrap_interval(
 
     Args:
         values: (N,), or a tuple of aligned arrays (N,) that are handed to the statistic in this order.
-        statistic: from the arrays of a resample to one number; `np.mean` takes all resamples at once.
+        statistic: from the arrays of a resample to one number; `np.mean` takes all resamples at once,
+            and `np.median` where there are no groups.
         groups: (N,), the patient of each row; None makes every row a patient.
         level: coverage, between 0 and 1.
         resamples: how many times the patients are drawn.
@@ -58,9 +59,14 @@ def bootstrap_interval(
     if statistic is np.mean and len(arrays) == 1:
         sums, counts = np.bincount(group_of_row, weights=arrays[0]), np.bincount(group_of_row)
         results = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    elif statistic is np.median and len(arrays) == 1 and len(names) == group_of_row.size:
+        results = np.median(arrays[0][np.argsort(group_of_row)][drawn], axis=1)
     else:
-        members = [np.flatnonzero(group_of_row == group) for group in range(len(names))]
-        picks = (np.concatenate([members[group] for group in draw]) for draw in drawn)
+        order = np.argsort(group_of_row, kind="stable")
+        members = np.split(order, np.cumsum(np.bincount(group_of_row))[:-1])
+        # Where every row is a patient of its own there is nothing to put together.
+        alone = len(names) == len(order)
+        picks = (order[draw] if alone else np.concatenate([members[group] for group in draw]) for draw in drawn)
         results = np.array([statistic(*(array[pick] for array in arrays)) for pick in picks], dtype=np.float64)
     results = results[~np.isnan(results)]
     if results.size == 0:

@@ -141,7 +141,10 @@ def lesion_lines(
         line["passes"] = its["forward"] + its["backward"]
         lines.append(line)
     more = [ALL] if any(ALL in its["channels"] for its in found.values()) else []
-    return pd.DataFrame(lines, columns=list(columns([*channels, *more]))).astype({"kind": object, "row": object})
+    names = columns([*channels, *more])
+    # Numbers are numbers, even where no line has one.
+    kinds = {name: object if name in ("case", "row", "kind") else float for name in names}
+    return pd.DataFrame(lines, columns=list(names)).astype(kinds).astype({"lesion": int})
 
 
 def side_lines(patient: Patient, found: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

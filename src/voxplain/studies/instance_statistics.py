@@ -23,7 +23,7 @@ from voxplain.studies.instance_patients import CLASSES
 COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
 Row = tuple[str, str, str, str, float, float, float, int]
 POOLED, PHANTOMS = "pooled", "phantoms pooled, phantom (software check)"
-_RESAMPLES = 1000
+_RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ def side_rows(sides: pd.DataFrame, groups: Sequence[Group], channels: Sequence[s
                 of = there[there["sequence"] == channel]
                 row = f"{group.name}/{kind}, {side}"
                 for sign in ("positive", "negative"):
-                    yield _median("sides", row, f"{channel} {sign}", group.kind, of[sign])
-                    voxels = of[f"{sign}_count"].astype(float)
-                    yield _median("sides", row, f"{channel} {sign} voxels", group.kind, voxels)
+                    for metric, column in ((f"{channel} {sign}", sign), (f"{channel} {sign} voxels", f"{sign}_count")):
+                        values = of[column].dropna().astype(float)
+                        middle = float(values.median()) if len(values) else np.nan
+                        yield ("sides", row, metric, group.kind, middle, np.nan, np.nan, len(values))
 
 
 def class_rows(lines: pd.DataFrame, groups: Sequence[Group], channel: str) -> Iterator[Row]:
@@ -107,7 +108,9 @@ def pair_rows(lines: pd.DataFrame, groups: Sequence[Group], channel: str) -> Ite
         for one, other in combinations(CLASSES, 2):
             row, count = f"{group.name}/{one} against {other}", 0
             for extreme in ("maximum", "minimum"):
-                a, b = (its.loc[its["kind"] == kind, f"{channel}_{extreme}"].dropna() for kind in (one, other))
+                a, b = (
+                    its.loc[its["kind"] == kind, f"{channel}_{extreme}"].dropna().to_numpy() for kind in (one, other)
+                )
                 count = len(a) + len(b)
                 value = float(stats.mannwhitneyu(a, b, alternative="two-sided").pvalue) if len(a) and len(b) else np.nan
                 yield ("tests", row, f"{extreme}, p", group.kind, value, np.nan, np.nan, count)
@@ -202,7 +205,7 @@ def _by_class(lines: pd.DataFrame, groups: Sequence[Group]) -> Iterator[tuple[Gr
 def _median(table: str, row: str, metric: str, kind: str, values: pd.Series) -> Row:
     found = values.dropna().to_numpy(dtype=np.float64)
     value = float(np.median(found)) if found.size else np.nan
-    return (table, row, metric, kind, value, *_interval((found,), lambda a: float(np.median(a))), found.size)
+    return (table, row, metric, kind, value, *_interval((found,), np.median), found.size)
 
 
 def _auroc(table: str, row: str, metric: str, kind: str, lines: pd.DataFrame, column: str) -> Row:
