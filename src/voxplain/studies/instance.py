@@ -24,12 +24,13 @@ from voxplain.io.bundle import load_model
 from voxplain.model import Model
 from voxplain.studies import context, instance_lesions, instance_statistics
 from voxplain.studies.instance_cache import Cache
-from voxplain.studies.instance_experiments import in_context, placed
+from voxplain.studies.instance_experiments import in_context, key_of_context, key_of_placements, placed
 from voxplain.studies.instance_lesions import expected_passes, explained, lesion_lines, side_lines, waiting_lesions
 from voxplain.studies.instance_page import write_page
 from voxplain.studies.instance_patients import Patient, check_readable, chosen, read_patient
 from voxplain.studies.instance_presets import InstancePreset, preset
 from voxplain.studies.instance_tables import markdown
+from voxplain.studies.placements import clearly_visible
 
 _PLACED = ("case", "lesion", "volume_mm3", "place", "mean_probability", "max_probability", "detected")
 
@@ -210,7 +211,7 @@ def _run(
     for name, why in left_out.items():
         settings.console.print(f"{name} is left out: {why}", highlight=False, markup=False)
     moved = [task.case.id for task in tasks if task.whole][: settings.preset.placed]
-    _announce(tasks, settings, moved)
+    _announce(tasks, settings, shapes, moved)
     found = {task.case.id: _of(task, settings, shapes, task.case.id in moved) for task in tasks}
     channels = tasks[0].model.card.channels
     made = [task.case.id for task in tasks if task.made]
@@ -313,7 +314,7 @@ def _asked(task: Task, patient: Patient, settings: Settings) -> list[tuple[Expla
     return asked
 
 
-def _announce(tasks: Sequence[Task], settings: Settings, moved: Sequence[str]) -> None:
+def _announce(tasks: Sequence[Task], settings: Settings, shapes: Sequence[Path], moved: Sequence[str]) -> None:
     """Predict, and say before anything is explained how much is to be done, and about how long it takes."""
     forward = gradients = 0
     pace = instance_lesions.Pace()
@@ -334,10 +335,18 @@ def _announce(tasks: Sequence[Task], settings: Settings, moved: Sequence[str]) -
             said.append(f"{explainer.name} {len(waiting)} of {len(numbers)}")
             if waiting and np.isnan(pace.forward):
                 pace = instance_lesions.pace_of(patient, waiting[len(waiting) // 2], compute=settings.quiet)
-        if task.whole:
+        most, distances = settings.preset.context, settings.preset.distances
+        key = key_of_context(patient, shapes, most=most, distances=distances, seed=settings.seed)
+        if task.whole and not settings.cache.path(key).is_file():
             # Real and made lesions, and a last pass with everything shown.
-            forward += 2 * settings.preset.context * (len(settings.preset.distances) + 1)
-        if task.case.id in moved:
+            forward += 2 * most * (len(distances) + 1)
+        number = clearly_visible(table) if task.case.id in moved else None
+        if (
+            number is not None
+            and not settings.cache.path(
+                key_of_placements(patient, settings.preset.explainer, number, seed=settings.seed)
+            ).is_file()
+        ):
             copies, each_voxel = expected_passes(settings.preset.explainer, 93, brain)
             forward, gradients = forward + 4 * (copies + 1), gradients + 4 * each_voxel
         found = ", ".join(f"{count} {kind}" for kind, count in patient.counts.items())

@@ -42,10 +42,7 @@ def placed(
         say(f"{patient.id}: no lesion is right, so that none is moved")
         return []
     lesion = patient.lesions.labels.data == number
-    key = key_of(
-        *("placements", explainer, model_key(patient.model), region_key(patient.scan, lesion)),
-        *(patient.prediction.name, patient.reference.fingerprint, seed),
-    )
+    key = key_of_placements(patient, explainer, number, seed=seed)
     known = cache.get(key)
     if known is not None and (not keep_maps or all(cache.path(name, ".nii.gz").is_file() for name in known["maps"])):
         return [dict(line) for line in known["lines"]]
@@ -61,6 +58,25 @@ def placed(
             save(why, cache.path(maps[-1], ".nii.gz"))
     cache.put(key, {"lines": lines, "maps": maps})
     return lines
+
+
+def key_of_placements(patient: Patient, explainer: Explainer, number: int, *, seed: int) -> str:
+    """What the lines of a moved lesion follow from, as one hash."""
+    region = patient.lesions.labels.data == number
+    return key_of(
+        *("placements", explainer, model_key(patient.model), region_key(patient.scan, region)),
+        *(patient.prediction.name, patient.reference.fingerprint, seed),
+    )
+
+
+def key_of_context(
+    patient: Patient, shapes: Sequence[Path], *, most: int, distances: Sequence[float], seed: int
+) -> str:
+    """What the lines of a patient's `context.tsv` follow from, as one hash."""
+    return key_of(
+        *("context", model_key(patient.model), patient.scan.fingerprint, patient.reference.fingerprint),
+        *(patient.prediction.name, [path.name for path in shapes], most, list(distances), seed),
+    )
 
 
 def _at(
@@ -99,10 +115,7 @@ def in_context(
 ) -> pd.DataFrame:
     """Lines of `context.tsv`: real and made lesions of a patient, with so much shown of what lies around them."""
     table = patient.lesions.table
-    key = key_of(
-        *("context", model_key(patient.model), patient.scan.fingerprint, patient.reference.fingerprint),
-        *(patient.prediction.name, [path.name for path in shapes], most, list(distances), seed),
-    )
+    key = key_of_context(patient, shapes, most=most, distances=distances, seed=seed)
     known = cache.get(key)
     if known is None:
         lines: list[dict[str, Any]] = []

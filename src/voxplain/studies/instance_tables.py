@@ -80,7 +80,7 @@ def table_lines(summary: pd.DataFrame, table: str) -> list[list[str]]:
     for name, count in N.items():
         theirs = [PAPER.get((table, name, metric)) for metric in metrics]
         if len(lines) > 1 and any(value is not None for value in theirs):
-            cells = ["" if value is None else f"{value:.3g}" for value in theirs]
+            cells = ["" if value is None else f"{value:.4g}" for value in theirs]
             lines.append([f"004/{name}", "deployable", *cells, f"{count} of 37 patients"])
     return lines
 
