@@ -8,69 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from voxplain.compute import Compute
 from voxplain.datasets import multiple_sclerosis
 from voxplain.datasets.case import Case
-from voxplain.datasets.phantom_cohort import SOFTWARE_CHECK, write_multiple_sclerosis
-from voxplain.engine.progress import console as progress
+from voxplain.datasets.phantom_cohort import write_multiple_sclerosis
 from voxplain.errors import InputError
-from voxplain.explain.explainer import Explainer, versions
+from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, write_json, write_text, writing
 from voxplain.io.bundle import load_model
 from voxplain.model import Model
 from voxplain.studies import context, instance_lesions, instance_statistics
-from voxplain.studies.instance_cache import Cache
-from voxplain.studies.instance_experiments import in_context, key_of_context, key_of_placements, placed
-from voxplain.studies.instance_lesions import expected_passes, explained, lesion_lines, side_lines, waiting_lesions
+from voxplain.studies.instance_experiments import in_context, placed
+from voxplain.studies.instance_lesions import explained, lesion_lines, side_lines
 from voxplain.studies.instance_page import write_page
-from voxplain.studies.instance_patients import Patient, check_readable, chosen, read_patient
+from voxplain.studies.instance_patients import check_readable, read_patient
+from voxplain.studies.instance_plan import Settings, Task, announce, asked, notes_of
 from voxplain.studies.instance_presets import InstancePreset, preset
 from voxplain.studies.instance_tables import markdown
-from voxplain.studies.placements import clearly_visible
 
 _PLACED = ("case", "lesion", "volume_mm3", "place", "mean_probability", "max_probability", "detected")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One patient and the network that explains; `whole` asks for all experiments, not the maps alone."""
-
-    case: Case
-    model: Model
-    made: bool
-    whole: bool
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a study runs: what is done, where to, and what is kept."""
-
-    size: str
-    preset: InstancePreset
-    out: Path
-    seed: int
-    compute: Compute
-    console: Console
-    keep_maps: bool
-
-    @property
-    def cache(self) -> Cache:
-        """What is known already of single lesions."""
-        return Cache(self.out / "maps")
-
-    def say(self, line: str) -> None:
-        """Say how far the work is, where that is wanted."""
-        if self.compute.progress:
-            progress.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    @property
-    def quiet(self) -> Compute:
-        """How single lesions are run: what is said of them is said here."""
-        return dataclasses.replace(self.compute, progress=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +170,7 @@ def _run(
     for name, why in left_out.items():
         settings.console.print(f"{name} is left out: {why}", highlight=False, markup=False)
     moved = [task.case.id for task in tasks if task.whole][: settings.preset.placed]
-    _announce(tasks, settings, shapes, moved)
+    announce(tasks, settings, shapes, moved)
     found = {task.case.id: _of(task, settings, shapes, task.case.id in moved) for task in tasks}
     channels = tasks[0].model.card.channels
     made = [task.case.id for task in tasks if task.made]
@@ -241,7 +200,7 @@ def _run(
     if whole:
         _write_table(shown, settings.out / "context.tsv")
         _write_table(placed_lines if len(placed_lines) else pd.DataFrame(columns=list(_PLACED)), _placed_path(settings))
-    notes = _notes(tasks, settings, kinds, left_out, shapes)
+    notes = notes_of(tasks, settings, kinds, left_out, shapes)
     write_text(markdown(summary, notes), settings.out / "tables.md")
     facts = {
         "preset": settings.size,
@@ -265,7 +224,7 @@ def _of(task: Task, settings: Settings, shapes: Sequence[Path], is_moved: bool) 
     wanted, seed = settings.preset, settings.seed
     patient = read_patient(task.case, task.model, settings.out, made=task.made, seed=seed, compute=settings.compute)
     lines, sides = [], pd.DataFrame()
-    for explainer, numbers in _asked(task, patient, settings):
+    for explainer, numbers in asked(task, patient, settings):
         found = explained(
             *(patient, explainer, numbers, settings.cache),
             seed=seed,
@@ -298,102 +257,6 @@ def _of(task: Task, settings: Settings, shapes: Sequence[Path], is_moved: bool) 
             say=settings.say,
         )
     return Found(patient.kind, patient.counts, table, sides, shown, moved)
-
-
-def _asked(task: Task, patient: Patient, settings: Settings) -> list[tuple[Explainer, list[int]]]:
-    """Which methods explain which lesions of a patient."""
-    wanted, table = settings.preset, patient.lesions.table
-    every = chosen(table, most=wanted.most, seed=settings.seed)
-    asked: list[tuple[Explainer, list[int]]] = [(wanted.explainer, every)]
-    if task.whole:
-        asked += [(explainer, every) for explainer in wanted.cheap]
-        # Some of those that the others explain, so that methods can be put beside each other.
-        among = table[table["lesion"].isin(every)]
-        few = chosen(among, most=wanted.few, seed=settings.seed, kinds=("TP", "FP"))
-        asked += [(explainer, few) for explainer in wanted.costly]
-    return asked
-
-
-def _announce(tasks: Sequence[Task], settings: Settings, shapes: Sequence[Path], moved: Sequence[str]) -> None:
-    """Predict, and say before anything is explained how much is to be done, and about how long it takes."""
-    forward = gradients = 0
-    pace = instance_lesions.Pace()
-    for task in tasks:
-        patient = read_patient(
-            task.case, task.model, settings.out, made=task.made, seed=settings.seed, compute=settings.compute
-        )
-        table = patient.lesions.table
-        sizes = dict(zip(table["lesion"].astype(int), table["volume_mm3"].astype(float), strict=True))
-        voxel = patient.scan.grid.voxel_volume
-        brain = float(patient.scan.foreground().sum()) * voxel
-        said = []
-        for explainer, numbers in _asked(task, patient, settings):
-            waiting = waiting_lesions(patient, explainer, numbers, settings.cache, seed=settings.seed)
-            each = [expected_passes(explainer, round(sizes[n] / voxel), brain) for n in waiting]
-            forward += sum(count for count, _ in each)
-            gradients += sum(count for _, count in each)
-            said.append(f"{explainer.name} {len(waiting)} of {len(numbers)}")
-            if waiting and np.isnan(pace.forward):
-                pace = instance_lesions.pace_of(patient, waiting[len(waiting) // 2], compute=settings.quiet)
-        most, distances = settings.preset.context, settings.preset.distances
-        key = key_of_context(patient, shapes, most=most, distances=distances, seed=settings.seed)
-        if task.whole and not settings.cache.path(key).is_file():
-            # Real and made lesions, and a last pass with everything shown.
-            forward += 2 * most * (len(distances) + 1)
-        number = clearly_visible(table) if task.case.id in moved else None
-        if (
-            number is not None
-            and not settings.cache.path(
-                key_of_placements(patient, settings.preset.explainer, number, seed=settings.seed)
-            ).is_file()
-        ):
-            copies, each_voxel = expected_passes(settings.preset.explainer, 93, brain)
-            forward, gradients = forward + 4 * (copies + 1), gradients + 4 * each_voxel
-        found = ", ".join(f"{count} {kind}" for kind, count in patient.counts.items())
-        settings.console.print(
-            f"{patient.id} ({patient.kind}): {found}; to explain: {', '.join(said)}", highlight=False, soft_wrap=True
-        )
-    eta = (
-        "" if np.isnan(pace.forward) else f", about {(forward * pace.forward + gradients * pace.gradient) / 60:.0f} min"
-    )
-    settings.console.print(
-        f"at most {forward} passes forward (through the windows of a lesion) and {gradients} gradients of single "
-        f"voxels{eta}; what is known already costs nothing",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _notes(
-    tasks: Sequence[Task],
-    settings: Settings,
-    kinds: Mapping[str, str],
-    left_out: Mapping[str, str],
-    shapes: Sequence[Path],
-) -> list[str]:
-    """What is to be known before the tables are read."""
-    wanted = settings.preset
-    explainer = wanted.explainer
-    used = "all" if wanted.most is None else f"at most {wanted.most}"
-    real = [task.case.id for task in tasks if not task.made]
-    notes = [
-        f"{len(real)} real patients ({', '.join(f'{name}: {kinds[name]}' for name in real)}) and "
-        f"{len(tasks) - len(real)} phantoms; {used} lesions of a class and patient, drawn at random.",
-        f"{explainer.name}: {explainer.copies} copies, sigma {explainer.sigma:g}, at most {explainer.most_voxels} "
-        "voxels of a lesion are looked at.",
-    ]
-    if any(task.whole for task in tasks):
-        notes.append(f"costly methods explain {wanted.few} TP and {wanted.few} FP of each patient at most.")
-        if not shapes:
-            notes.append("there is no lesion_masks/ beside the patients: no made lesions, n = 0.")
-    if settings.size == "quick":
-        notes.append("a smoke run: these figures mean nothing.")
-    if any(task.made for task in tasks):
-        notes.append(f"figures on made patients are {SOFTWARE_CHECK}: we wrote the rules that they obey.")
-    notes += [f"{name} is left out: {why}." for name, why in left_out.items()]
-    if len(real) == 1:
-        notes.append("one patient: nothing is pooled.")
-    return notes
 
 
 def _joined(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
