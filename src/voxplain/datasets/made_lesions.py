@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from voxplain.brain_tissue import white_matter
 from voxplain.errors import InputError
 from voxplain.lesions import NEIGHBOURS_18
 from voxplain.scan import Labels, Scan
-from voxplain.white_matter import white_matter
 
 # Of white matter's T1: darker is fluid, where no lesion lies.
 _FLUID = 0.55
