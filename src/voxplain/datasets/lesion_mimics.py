@@ -84,7 +84,9 @@ def paint_mimics(scan: Scan, *, seed: int = 0, known: Labels | None = None) -> t
         raise InputError(f"known lesions lie on the scan's grid; these differ: {difference}")
     rotation = scan.grid.affine[:3, :3]
     if np.count_nonzero(np.abs(rotation - np.diag(np.diag(rotation))) > 1e-6):
-        raise InputError("mimics are placed by world axes; the scan's grid is turned against them: bring it to MNI space")
+        raise InputError(
+            "mimics are placed by world axes; the scan's grid is turned against them: bring it to MNI space"
+        )
     random = np.random.default_rng(seed)
     shapes, artefacts = random.spawn(2)
     brain = _brain(scan, white["t1"], known)
@@ -182,9 +184,7 @@ def _one_of(random: np.random.Generator, brain: _Brain, allowed: np.ndarray) -> 
     return np.array([axis.ravel()[i] for axis, i in zip(brain.places, index, strict=True)], dtype=np.float64)
 
 
-def _within(
-    brain: _Brain, points: np.ndarray, radius: float, allowed: np.ndarray, rim: float | None = None
-) -> _Drawn:
+def _within(brain: _Brain, points: np.ndarray, radius: float, allowed: np.ndarray, rim: float | None = None) -> _Drawn:
     """The voxels allowed within a radius in mm of points (n, 3), as a box and a mask in it; None where there are none.
 
     With a rim, only those so near to the ventricles, in mm, and not in them.
