@@ -53,8 +53,9 @@ def brain_seeds(n: int, *, seed: int = 0) -> list[int]:
 
 
 def made_patient(brain: int, *, spacing: float = 1.0) -> MadePatient:
-    """A healthy made brain with painted lesions and mimics; the same brain whatever the spacing.
+    """A healthy made brain with painted lesions and mimics.
 
+    One seed is one brain with one set of lesions at any spacing; their look, and where mimics lie, differ with it.
     Lesions lie where `phantom.multiple_sclerosis` puts those of the same brain (10 to 45, around the ventricles mostly)
     and look as `paint_lesions` paints them: some are faint. None has the shape of a lesion of a training patient.
 

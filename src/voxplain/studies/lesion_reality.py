@@ -57,6 +57,7 @@ def is_lesion_real(
     folds: int = 5,
     seed: int = 0,
     seen: Collection[str] = (),
+    resamples: int = 1000,
 ) -> LesionReality:
     """Fit, cross-validate and apply an error score for each set of features.
 
@@ -73,6 +74,7 @@ def is_lesion_real(
         folds: how many; fewer where there are fewer phantoms.
         seed: of the folds and of the intervals.
         seen: patients whom the network was trained on: their figures are of kind `seen`.
+        resamples: how often patients are drawn for an interval.
 
     Raises:
         InputError: columns or lines are missing, a lesion comes twice, a name is in both tables, or folds is below 2.
@@ -106,17 +108,16 @@ def is_lesion_real(
 
     lines = predicted_lines(real)
     explained = _explained(lines, sets)
-    applied = {
-        name: np.where(explained, scores[name].predict(lines), np.nan) if enough else np.full(len(lines), np.nan)
-        for name in sets
-    }
+    applied = {name: np.full(len(lines), np.nan) for name in sets}
+    for name, score in scores.items():
+        applied[name][explained] = score.predict(lines[explained]) if explained.any() else []
     kept = {name: ~(applied[name] > threshold) for name, threshold in thresholds.items()}
     kinds = {str(case): "seen" if case in seen else "deployable" for case in sorted(set(real["case"]))}
     tested = Scored(PATIENTS, method, real, lines, applied, kept, kinds, thresholds)
 
-    rows = rows_of(cohort, best, seed=seed) + rows_of(tested, best, seed=seed)
-    for case in kinds:
-        rows += rows_of(tested.of(case), best, seed=seed)
+    rows = []
+    for its in (cohort, tested, *(tested.of(case) for case in kinds)):
+        rows += rows_of(its, best, seed=seed, resamples=resamples)
     summary = pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
     notes = _notes(len(fold_of), enough, kinds)
     return LesionReality(method, summary, cohort, tested, scores, thresholds, best, notes)

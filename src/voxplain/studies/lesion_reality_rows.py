@@ -25,7 +25,6 @@ GAINS = (
 )
 # Thresholds that are tried: a lesion is dropped when its score is above; at 1 none is.
 THRESHOLDS = np.arange(1, 101) / 100
-_RESAMPLES = 1000
 
 Row = tuple[str, str, str, str, float, float, float, int]
 
@@ -102,7 +101,7 @@ def f1_by_threshold(table: pd.DataFrame, lines: pd.DataFrame, values: np.ndarray
     return found
 
 
-def rows_of(cohort: Scored, best_rival: str, *, seed: int) -> list[Row]:
+def rows_of(cohort: Scored, best_rival: str, *, seed: int, resamples: int) -> list[Row]:
     """The rows of `scores.tsv` of one cohort; a figure that has no lesions to be of is NaN with n = 0.
 
     Intervals are over patients, whose lesions are drawn together; n counts patients.
@@ -119,7 +118,7 @@ def rows_of(cohort: Scored, best_rival: str, *, seed: int) -> list[Row]:
         )
 
     def over_patients(row: str, metric: str, statistic: Callable[..., float], *arrays: np.ndarray) -> None:
-        low, high = bootstrap_interval(arrays, statistic=statistic, groups=groups, resamples=_RESAMPLES, seed=seed)
+        low, high = bootstrap_interval(arrays, statistic=statistic, groups=groups, resamples=resamples, seed=seed)
         add(row, metric, statistic(*arrays), low, high, len(np.unique(groups)))
 
     patients = len(cohort.kinds)
@@ -129,7 +128,7 @@ def rows_of(cohort: Scored, best_rival: str, *, seed: int) -> list[Row]:
     for name in cohort.scores:
         over_patients(name, "AUROC", auc, *cohort.of_set(name))
         each = _within(cohort, name, groups)
-        low, high = bootstrap_interval(each, resamples=_RESAMPLES, seed=seed)
+        low, high = bootstrap_interval(each, resamples=resamples, seed=seed)
         add(name, "AUROC per patient", float(each.mean()) if each.size else np.nan, low, high, each.size)
         over_patients(name, "calibration error", expected_calibration_error, *cohort.of_set(name))
     for name, rival, metric in GAINS:
@@ -139,12 +138,12 @@ def rows_of(cohort: Scored, best_rival: str, *, seed: int) -> list[Row]:
             over_patients(name, metric, _gain, wrong, values, cohort.of_set(against)[1])
     before = _figures(cohort, np.ones(len(cohort.lines), dtype=bool))
     for place, metric in enumerate(("lesion precision", "lesion recall", "lesion F1")):
-        add(BEFORE, metric, *_mean(before[:, place], seed))
+        add(BEFORE, metric, *_mean(before[:, place], seed, resamples))
     for name, kept in cohort.kept.items():
         after = _figures(cohort, kept)
         for place, metric in enumerate(("lesion precision", "lesion recall", "lesion F1")):
-            add(name, metric, *_mean(after[:, place], seed))
-        add(name, "lesion F1 gain", *_mean(after[:, 2] - before[:, 2], seed))
+            add(name, metric, *_mean(after[:, place], seed, resamples))
+        add(name, "lesion F1 gain", *_mean(after[:, 2] - before[:, 2], seed, resamples))
         for metric, of_kind in (("true positives dropped", "TP"), ("false positives dropped", "FP")):
             dropped = (cohort.lines["kind"] == of_kind).to_numpy() & ~kept
             add(name, metric, float(dropped.sum()), n=patients)
@@ -174,8 +173,8 @@ def _figures(cohort: Scored, kept: np.ndarray) -> np.ndarray:
     return np.array(found, dtype=np.float64).reshape(-1, 3)
 
 
-def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float, int]:
+def _mean(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float, int]:
     """Mean over patients with its interval, and how many they are; those without the figure are left out."""
     known = values[~np.isnan(values)]
-    low, high = bootstrap_interval(known, resamples=_RESAMPLES, seed=seed)
+    low, high = bootstrap_interval(known, resamples=resamples, seed=seed)
     return float(known.mean()) if known.size else np.nan, low, high, known.size
