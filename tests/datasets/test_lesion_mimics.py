@@ -65,8 +65,10 @@ def test_they_lie_in_tissue_where_their_rules_say(head: Scan, clean: tuple[Scan,
     assert depth[spots].max() < 20 + 3
     caps = head.grid.world(np.argwhere(labels.data == MIMICS["cap"]))
     assert len(caps)
-    # Ventricles lie within 28 mm of the mid-plane, rims within 3 mm of them.
+    # Ventricles lie within 28 mm of the mid-plane and above the cisterns, rims within 3 mm of them.
     assert np.abs(caps[:, 0]).max() <= 28 + 3
+    assert caps[:, 2].min() > 2 - 3
+    assert world[:, 2].min(initial=0) > 2 - 4
 
 
 def test_numbers_and_sizes_keep_to_the_rules(clean: tuple[Scan, Labels]) -> None:

@@ -19,23 +19,23 @@ def test_a_table_by_hand() -> None:
     curve = reliability_curve(LABELS, PROBABILITIES, bins=2)
     np.testing.assert_allclose(curve.probability, [0.2, 0.8])
     np.testing.assert_allclose(curve.observed, [1 / 3, 2 / 3])
-    assert curve.count.tolist() == [3, 3]
+    assert curve.cases.tolist() == [3, 3]
     expected = 0.5 * abs(0.2 - 1 / 3) + 0.5 * abs(0.8 - 2 / 3)
     assert expected_calibration_error(LABELS, PROBABILITIES, bins=2) == pytest.approx(expected)
 
 
 def test_edges_belong_to_the_bin_that_they_begin_and_one_to_the_last() -> None:
     edges = np.arange(11) / 10
-    assert reliability_curve(np.zeros(11, dtype=int), edges).count.tolist() == [1] * 9 + [2]
+    assert reliability_curve(np.zeros(11, dtype=int), edges).cases.tolist() == [1] * 9 + [2]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=40), st.integers(1, 12))
 def test_every_case_is_in_one_bin(cases: list[tuple[bool, float]], bins: int) -> None:
     labels, probabilities = np.array([label for label, _ in cases], dtype=int), np.array([p for _, p in cases])
     curve = reliability_curve(labels, probabilities, bins=bins)
-    assert curve.count.sum() == len(cases)
-    assert np.nansum(curve.observed * curve.count) == pytest.approx(labels.sum())
-    assert np.nansum(curve.probability * curve.count) == pytest.approx(probabilities.sum())
+    assert curve.cases.sum() == len(cases)
+    assert np.nansum(curve.observed * curve.cases) == pytest.approx(labels.sum())
+    assert np.nansum(curve.probability * curve.cases) == pytest.approx(probabilities.sum())
     assert 0 <= expected_calibration_error(labels, probabilities, bins=bins) <= 1
 
 

@@ -26,8 +26,8 @@ def boxes(*ranges: tuple[int, int, int]) -> Labels:
     return Labels(data, GRID)
 
 
-# The first predicted lesion spans two of the expert's, the second and third lie in one, the fourth is wrong; an expert's
-# lesion of 27 voxels is missed.
+# The first predicted lesion spans two of the expert's, the second and third lie in one, the fourth is wrong; of the
+# expert's the one of 27 voxels is missed.
 PREDICTED = boxes((0, 9, 3), (10, 12, 2), (14, 16, 2), (26, 29, 4))
 EXPERT = boxes((0, 3, 4), (6, 9, 2), (11, 15, 5), (20, 23, 3))
 

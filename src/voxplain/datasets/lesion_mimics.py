@@ -30,8 +30,8 @@ _STRENGTH = (0.7, 1.0)
 # Tissue by T1, as shares of white matter.
 _FLUID, _GREY = 0.55, (0.58, 0.8)
 _SMOOTHING_MM = 0.7
-# Ventricles: fluid so deep below the brain's surface, so near the mid-plane.
-_DEEP_MM, _FROM_THE_MIDDLE_MM = 20.0, 28.0
+# Ventricles: fluid so deep below the brain's surface, so near the mid-plane, above the cisterns.
+_DEEP_MM, _FROM_THE_MIDDLE_MM, _LOWEST_MM = 20.0, 28.0, 2.0
 # Shapes, in mm.
 _TUBE_LENGTH, _TUBE_RADIUS, _TUBE_BEND, _TUBE_STEP = (8.0, 25.0), (0.6, 1.2), 0.18, 0.5
 _CAP_RADIUS, _CAP_THICKNESS, _HORN = (5.0, 9.0), (1.5, 3.0), 0.15
@@ -115,7 +115,7 @@ def _brain(scan: Scan, white: float, known: Labels | None) -> _Brain:
     depth = ndimage.distance_transform_edt(inside, sampling=spacing)
     x, y, z = world(scan.grid)
     fluid = inside & (t1 < _FLUID)
-    ventricles = fluid & (depth > _DEEP_MM) & (np.abs(x) < _FROM_THE_MIDDLE_MM)
+    ventricles = fluid & (depth > _DEEP_MM) & (np.abs(x) < _FROM_THE_MIDDLE_MM) & (z > _LOWEST_MM)
     far = np.full(inside.shape, np.inf)
     from_ventricles = ndimage.distance_transform_edt(~ventricles, sampling=spacing) if ventricles.any() else far
     free = inside & ~fluid

@@ -10,11 +10,11 @@ from voxplain.errors import InputError
 
 
 class ReliabilityCurve(NamedTuple):
-    """By bin of probability, (B,) each: its cases' mean probability and share of label 1 (NaN without), how many."""
+    """By bin of probability, (B,) each: mean probability and share of label 1 (NaN without cases), and its cases."""
 
     probability: np.ndarray
     observed: np.ndarray
-    count: np.ndarray
+    cases: np.ndarray
 
 
 def reliability_curve(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 10) -> ReliabilityCurve:
@@ -57,7 +57,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, *,
     errors as for `reliability_curve`.
     """
     curve = reliability_curve(labels, probabilities, bins=bins)
-    held = curve.count > 0
+    held = curve.cases > 0
     if not held.any():
         return np.nan
-    return float(np.average(np.abs(curve.probability - curve.observed)[held], weights=curve.count[held]))
+    return float(np.average(np.abs(curve.probability - curve.observed)[held], weights=curve.cases[held]))

@@ -11,7 +11,7 @@ import pandas as pd
 from voxplain.datasets.phantom_cohort import SOFTWARE_CHECK
 from voxplain.errors import InputError
 from voxplain.lesion_errors import ErrorScore, feature_sets, feature_values, fit_error_score, predicted_lines
-from voxplain.metrics.classification import auc
+from voxplain.metrics.classification import auc_within
 from voxplain.studies.lesion_reality_rows import (
     PATIENTS,
     PHANTOMS,
@@ -103,7 +103,7 @@ def is_lesion_real(
             kept[name] = _kept_across_folds(lines, values, curves, fold_of)
         out_of_fold[name] = values
     kinds = dict.fromkeys(fold_of, SOFTWARE_CHECK)
-    cohort = Scored(PHANTOMS, method, made, lines, out_of_fold, kept, kinds, {})
+    cohort = Scored(PHANTOMS, method, made, lines, out_of_fold, kept, kinds, {}, fold_of)
     best = _best_rival(cohort) if enough else ""
 
     lines = predicted_lines(real)
@@ -113,7 +113,7 @@ def is_lesion_real(
         applied[name][explained] = score.predict(lines[explained]) if explained.any() else []
     kept = {name: ~(applied[name] > threshold) for name, threshold in thresholds.items()}
     kinds = {str(case): "seen" if case in seen else "deployable" for case in sorted(set(real["case"]))}
-    tested = Scored(PATIENTS, method, real, lines, applied, kept, kinds, thresholds)
+    tested = Scored(PATIENTS, method, real, lines, applied, kept, kinds, thresholds, dict.fromkeys(kinds, 0))
 
     rows = []
     for its in (cohort, tested, *(tested.of(case) for case in kinds)):
@@ -197,7 +197,9 @@ def _kept_across_folds(
 
 
 def _best_rival(cohort: Scored) -> str:
-    figures = {name: auc(*cohort.of_set(name)) for name in RIVALS}
+    """The plain rival whose AUROC within folds is highest; of equal ones the first."""
+    fold = np.array([cohort.folds[case] for case in cohort.lines["case"][cohort.scored]], dtype=int)
+    figures = {name: auc_within(*cohort.of_set(name), fold) for name in RIVALS}
     known = {name: value for name, value in figures.items() if not np.isnan(value)}
     return max(known, key=lambda name: known[name]) if known else ""
 

@@ -120,9 +120,9 @@ def _curves(axes: Any, cohort: Scored) -> None:
         if name not in cohort.scores or not cohort.scored.any():
             continue
         curve = reliability_curve(*cohort.of_set(name))
-        held = curve.count > 0
+        held = curve.cases > 0
         # The area of a mark is how many lesions it stands for.
-        sizes = 6 + 60 * curve.count[held] / curve.count.max()
+        sizes = 6 + 60 * curve.cases[held] / curve.cases.max()
         (line,) = axes.plot(curve.probability[held], curve.observed[held], linewidth=1, label=name)
         axes.scatter(curve.probability[held], curve.observed[held], s=sizes, color=line.get_color())
         drawn = True
@@ -135,16 +135,16 @@ def _curves(axes: Any, cohort: Scored) -> None:
 def _gain_in_words(table: str, name: str, against: str, line: Any) -> str:
     whom = _whom(table)
     if line["n"] == 0:
-        return (
-            f"Whether {name} tells more than {against} cannot be said on {whom}: there is nothing to compare (n = 0)."
-        )
+        return f"On {whom} the score of {name} cannot be compared with {against}: no lesions to compare (n = 0)."
     figure = f"gain in AUROC {_figure(line, sign=True)}"
     if line["n"] < 3 or np.isnan(line["low"]):
-        return f"On {whom}, {name} beside {against}: {figure}; so few patients prove nothing either way."
+        return f"On {whom}, the score of {name} beside {against}: {figure}; so few patients prove nothing either way."
     if line["low"] > 0:
-        return f"On {whom}, {name} tells more than {against}: {figure}."
+        return f"On {whom}, the score of {name} tells more than {against}: {figure}."
     verdict = "tells less than" if line["high"] < 0 else "adds nothing that shows to"
-    return f"On {whom}, {name} {verdict} {against}: {figure}. The maps are not worth their passes for this."
+    return (
+        f"On {whom}, the score of {name} {verdict} {against}: {figure}. The maps are not worth their passes for this."
+    )
 
 
 def _line_of(summary: pd.DataFrame, table: str, row: str, metric: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from voxplain.metrics.classification import auc
+from voxplain.metrics.classification import auc, auc_within
 from voxplain.metrics.lesion_filter import figures_of_kept
 from voxplain.metrics.reliability import expected_calibration_error
 from voxplain.metrics.statistics import bootstrap_interval
@@ -42,6 +42,7 @@ class Scored:
         kept: by set, (N,) boolean: what is left when lesions above the threshold are dropped.
         kinds: of figure, by case.
         thresholds: by set; empty where they differ between folds.
+        folds: which regression scored a case, by case.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Scored:
     kept: Mapping[str, np.ndarray]
     kinds: Mapping[str, str]
     thresholds: Mapping[str, float]
+    folds: Mapping[str, int]
 
     @property
     def scored(self) -> np.ndarray:
@@ -80,6 +82,7 @@ class Scored:
             scores={name: values[own] for name, values in self.scores.items()},
             kept={name: values[own] for name, values in self.kept.items()},
             kinds={case: self.kinds[case]},
+            folds={case: self.folds[case]},
         )
 
 
@@ -104,13 +107,17 @@ def f1_by_threshold(table: pd.DataFrame, lines: pd.DataFrame, values: np.ndarray
 def rows_of(cohort: Scored, best_rival: str, *, seed: int, resamples: int) -> list[Row]:
     """The rows of `scores.tsv` of one cohort; a figure that has no lesions to be of is NaN with n = 0.
 
-    Intervals are over patients, whose lesions are drawn together; n counts patients.
+    Intervals are over patients, whose lesions are drawn together; n counts patients. "AUROC" ranks the lesions of all
+    patients of a fold together, and is the mean over folds: scores of different regressions are never ranked together,
+    which would speak against features that say little. "AUROC per patient" is the mean over patients.
     """
     rows: list[Row] = []
     kind = next(iter(set(cohort.kinds.values())), "deployable")
     if "seen" in cohort.kinds.values():
         kind = "seen"
     groups = cohort.lines["case"].to_numpy(dtype=str)[cohort.scored] if len(cohort.lines) else np.zeros(0, dtype=str)
+
+    fold = np.array([cohort.folds[case] for case in groups], dtype=int)
 
     def add(row: str, metric: str, value: float, low: float = np.nan, high: float = np.nan, n: int = 0) -> None:
         rows.append(
@@ -126,7 +133,7 @@ def rows_of(cohort: Scored, best_rival: str, *, seed: int, resamples: int) -> li
         add(BEFORE, metric, float(cohort.lines["kind"].isin(kinds).sum()), n=patients)
     add(BEFORE, "lesions without score", float((~cohort.scored).sum()), n=patients)
     for name in cohort.scores:
-        over_patients(name, "AUROC", auc, *cohort.of_set(name))
+        over_patients(name, "AUROC", auc_within, *cohort.of_set(name), fold)
         each = _within(cohort, name, groups)
         low, high = bootstrap_interval(each, resamples=resamples, seed=seed)
         add(name, "AUROC per patient", float(each.mean()) if each.size else np.nan, low, high, each.size)
@@ -135,7 +142,7 @@ def rows_of(cohort: Scored, best_rival: str, *, seed: int, resamples: int) -> li
         against = rival or best_rival
         if against in cohort.scores and name in cohort.scores:
             wrong, values = cohort.of_set(name)
-            over_patients(name, metric, _gain, wrong, values, cohort.of_set(against)[1])
+            over_patients(name, metric, _gain, wrong, values, cohort.of_set(against)[1], fold)
     before = _figures(cohort, np.ones(len(cohort.lines), dtype=bool))
     for place, metric in enumerate(("lesion precision", "lesion recall", "lesion F1")):
         add(BEFORE, metric, *_mean(before[:, place], seed, resamples))
@@ -152,8 +159,8 @@ def rows_of(cohort: Scored, best_rival: str, *, seed: int, resamples: int) -> li
     return rows
 
 
-def _gain(wrong: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
-    return auc(wrong, one) - auc(wrong, other)
+def _gain(wrong: np.ndarray, one: np.ndarray, other: np.ndarray, fold: np.ndarray) -> float:
+    return auc_within(wrong, one, fold) - auc_within(wrong, other, fold)
 
 
 def _within(cohort: Scored, name: str, groups: np.ndarray) -> np.ndarray:
