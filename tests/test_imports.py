@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "prediction": _LOWER | {"engine", "explain", "lesions"},
     "report": _LOWER | {"segment", "lesions", "results", "metrics"},
     "calibration": set(),
+    "lesion_errors": {"errors", "io"},
     "augmentation": set(),
     "balance": {"errors"},
     "optimisation": {"io"},
