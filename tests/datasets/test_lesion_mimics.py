@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from voxplain.brain_tissue import white_matter
 from voxplain.datasets import lesion_mimics, phantom
 from voxplain.datasets.lesion_mimics import MIMICS, paint_mimics
 from voxplain.errors import InputError
 from voxplain.grid import Grid
 from voxplain.scan import Labels, Scan
-from voxplain.white_matter import white_matter
 
 
 @pytest.fixture(scope="module")

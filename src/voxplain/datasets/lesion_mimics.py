@@ -12,10 +12,10 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
+from voxplain.brain_tissue import white_matter
 from voxplain.datasets.phantom_anatomy import world
 from voxplain.errors import InputError
 from voxplain.scan import Labels, Scan
-from voxplain.white_matter import white_matter
 
 # The label of each kind of mimic.
 MIMICS = {"vessel": 1, "cap": 2, "septum": 3, "cortical spot": 4}
