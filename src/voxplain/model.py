@@ -16,7 +16,7 @@ from voxplain.errors import InputError
 
 _CHOICES = {
     "activation": ("sigmoid", "softmax"),
-    "normalisation": ("none", "min-max", "z-score", "tissue", "white-matter"),
+    "normalisation": ("none", "min-max", "z-score", "tissue", "white-matter", "grey-matter"),
     "region": ("whole", "half"),
     "spatial_dims": (2, 3),
     "slices": (None, "axial", "coronal", "sagittal"),
@@ -55,7 +55,7 @@ class Card:
         orientation: axis codes such as "LPS"; None takes the scan's own.
         normalisation: per sequence over the whole scan: "z-score" over non-zero voxels (zeros stay 0); "tissue", for
             heads on a background that is dark but not 0: z-score over the voxels above 1/32 of the brightest, all
-            others count as 0; "white-matter", for skull-stripped heads with T1: 5 (x / median of white matter - 1) over
+            others count as 0; "grey-matter", for skull-stripped heads with T1: 5 (x / median of grey matter - 1) over
             non-zero voxels (zeros stay 0), so that contrasts are the same however much fluid a brain holds; "min-max"
             to 0-1; or "none".
         region: "whole", or "half": both halves of the head are judged, the second one mirrored onto the first.
@@ -85,7 +85,7 @@ class Card:
     slices: Literal["axial", "coronal", "sagittal"] | None = None
     spacing: tuple[float, float, float] | None = None
     orientation: str | None = None
-    normalisation: Literal["none", "min-max", "z-score", "tissue", "white-matter"] = "none"
+    normalisation: Literal["none", "min-max", "z-score", "tissue", "white-matter", "grey-matter"] = "none"
     region: Literal["whole", "half"] = "whole"
     shape: tuple[int, int, int] | None = None
     window: tuple[int, int, int] | None = None

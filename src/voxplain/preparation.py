@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from voxplain.brain_tissue import grey_matter, white_matter
 from voxplain.errors import InputError
 from voxplain.grid import Grid
 from voxplain.midplane import centre_along, checked_midplane, face_world
 from voxplain.model import SLICE_CODES, Card
 from voxplain.scan import Scan
-from voxplain.white_matter import white_matter
 
 # Of the brightest voxel: darker than a share of one in so many is air.
 _DARKEST_TISSUE = 32
 # So that grey matter, fluid and lesions lie about 1 away from white matter.
-_WHITE_MATTER_SCALE = 5.0
+_MATTER_SCALE = 5.0
 # Brains measure 0.9 to 1.9 litres; a head with its skull, or a field of view without background, far more.
 _LARGEST_BRAIN_ML = 2500.0
 _SMALLEST_BRAIN_ML = 500.0
@@ -282,7 +282,8 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
     """The scan normalised per sequence, and what the raw value 0 became in each channel."""
     if card.normalisation == "none":
         return scan, (0.0,) * len(scan.channels)
-    white = white_matter(scan) if card.normalisation == "white-matter" else {}
+    tissues = {"white-matter": white_matter, "grey-matter": grey_matter}
+    median = tissues[card.normalisation](scan) if card.normalisation in tissues else {}
     data = np.empty_like(scan.data)
     background = []
     for index, channel in enumerate(scan.data):
@@ -292,8 +293,8 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
             mean, spread = (values.mean(), float(values.std()) or 1.0) if len(values) else (0.0, 1.0)
             data[index] = np.where(inside, (channel - mean) / spread, 0)
             background.append(0.0)
-        elif card.normalisation == "white-matter":
-            data[index] = np.where(channel != 0, (channel / white[scan.channels[index]] - 1) * _WHITE_MATTER_SCALE, 0)
+        elif median:
+            data[index] = np.where(channel != 0, (channel / median[scan.channels[index]] - 1) * _MATTER_SCALE, 0)
             background.append(0.0)
         elif card.normalisation == "tissue":
             # Noise in the air around a head tells scanners apart, and networks find that out.

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import voxplain as vx
+from voxplain.brain_tissue import white_matter
 from voxplain.datasets import phantom
 from voxplain.datasets.made_lesions import paint_lesions
 from voxplain.scan import Labels, Scan
-from voxplain.white_matter import white_matter
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_one_seed_is_one_painting(head: Scan, shapes: Labels, seed: int) -> None
 
 
 def test_scans_without_what_it_needs_are_refused(head: Scan, shapes: Labels) -> None:
-    with pytest.raises(vx.InputError, match="white matter is found on T1"):
+    with pytest.raises(vx.InputError, match="white and grey matter are found on T1"):
         paint_lesions(head.select(["flair"]), shapes)
     with pytest.raises(vx.InputError, match="painted on flair and t1"):
         paint_lesions(head.select(["t1"]), shapes)

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
+from voxplain.brain_tissue import white_matter
 from voxplain.errors import InputError
 from voxplain.lesions import NEIGHBOURS_18
 from voxplain.scan import Labels, Scan
-from voxplain.white_matter import white_matter
 
 # Of white matter's T1: darker is fluid, where no lesion lies.
 _FLUID = 0.55
-# How bright lesions of a patient are, as shares of healthy tissue, and how far those of one patient differ (log scale).
-# On T1 they reach from hardly visible to black holes, nearly as dark as fluid.
-_FLAIR, _T1 = (1.2, 1.65), (0.35, 0.95)
-_FLAIR_DIFFERENCE, _T1_DIFFERENCE = 0.1, 0.15
-_FLAIR_LIMITS, _T1_LIMITS = (1.1, 1.9), (0.25, 1.0)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How lesions show in one sequence, as shares of healthy tissue there.
+
+    `contrast` is the range of patients, `difference` how far the lesions of one patient lie apart (log scale), `limits`
+    hold for any voxel; `uneven` is the range of how far voxels of one lesion vary, as a standard deviation.
+    """
+
+    sequence: str
+    contrast: tuple[float, float]
+    difference: float
+    limits: tuple[float, float]
+    uneven: tuple[float, float]
+    brighter: bool
+
+
+_LOOKS = (
+    _Look("flair", (1.2, 1.65), 0.1, (1.1, 1.9), (0.03, 0.1), brighter=True),
+    # From hardly visible to black holes, nearly as dark as fluid.
+    _Look("t1", (0.35, 0.95), 0.15, (0.25, 1.0), (0.05, 0.25), brighter=False),
+)
 # How much of a voxel's signal a lesion takes at most: some are faint.
 _STRENGTH = (0.7, 1.0)
-# Lesions are uneven, on T1 more than on FLAIR: standard deviation of either, and the size of their patches.
-_FLAIR_TEXTURE, _T1_TEXTURE = (0.03, 0.1), (0.05, 0.25)
+# Size of the patches in which a lesion is uneven.
 _TEXTURE_MM = (1.0, 3.0)
 # Blur of a lesion's edge, as standard deviation: a voxel at the border is partly lesion.
 _EDGE_MM = (0.4, 1.1)
@@ -75,16 +94,14 @@ def paint_lesions(scan: Scan, lesions: Labels, *, seed: int = 0, known: Labels |
         uniform = _spread(random.uniform(0, 1, count + 1)[numbers], there[box], edge)
         share = strength * _soft(numbers, count, edge)
         share = np.where(scan.foreground()[box], np.clip(share, 0, 1), 0)
-        for name, its_range, difference, limits, uneven, further in (
-            ("flair", _FLAIR, _FLAIR_DIFFERENCE, _FLAIR_LIMITS, _FLAIR_TEXTURE, np.maximum),
-            ("t1", _T1, _T1_DIFFERENCE, _T1_LIMITS, _T1_TEXTURE, np.minimum),
-        ):
-            each = random.uniform(*its_range) * np.exp(random.normal(0, difference, count + 1))
-            contrast = _spread(np.clip(each, *limits)[numbers], there[box], edge)
-            contrast = np.clip(contrast * (1 + random.uniform(*uneven) * texture), *limits)
-            channel = data[scan.channels.index(name)][box]
-            healthy = uniform * white[name] + (1 - uniform) * channel
-            channel += share * (further(contrast * healthy, channel) - channel)
+        for look in _LOOKS:
+            each = random.uniform(*look.contrast) * np.exp(random.normal(0, look.difference, count + 1))
+            contrast = _spread(np.clip(each, *look.limits)[numbers], there[box], edge)
+            contrast = np.clip(contrast * (1 + random.uniform(*look.uneven) * texture), *look.limits)
+            channel = data[scan.channels.index(look.sequence)][box]
+            healthy = uniform * white[look.sequence] + (1 - uniform) * channel
+            painted = (np.maximum if look.brighter else np.minimum)(contrast * healthy, channel)
+            channel += share * (painted - channel)
     return Scan(data, scan.grid, scan.channels), Labels(mask | there, scan.grid)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from voxplain.compute import Compute
 from voxplain.datasets import multiple_sclerosis
 from voxplain.datasets.case import Case
-from voxplain.datasets.phantom_cohort import write_multiple_sclerosis
+from voxplain.datasets.made_patients import write_made_patients
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, write_json, write_text, writing
@@ -24,22 +24,30 @@ from voxplain.studies import context, instance_lesions, instance_statistics
 from voxplain.studies.instance_experiments import in_context, placed
 from voxplain.studies.instance_lesions import explained, lesion_lines, side_lines
 from voxplain.studies.instance_page import write_page
-from voxplain.studies.instance_patients import check_readable, read_patient
+from voxplain.studies.instance_patients import check_readable, read_patient, without_spheres
 from voxplain.studies.instance_plan import Settings, Task, announce, asked, notes_of
 from voxplain.studies.instance_presets import InstancePreset, preset
 from voxplain.studies.instance_tables import markdown
+from voxplain.studies.lesion_overlaps import with_overlaps
+from voxplain.studies.lesion_reality import LesionReality, is_lesion_real
+from voxplain.studies.lesion_reality_page import markdown as reality_markdown
+from voxplain.studies.lesion_reality_page import write_lesion_reality
 
 _PLACED = ("case", "lesion", "volume_mm3", "place", "mean_probability", "max_probability", "detected")
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What is known of one patient at the end."""
+    """What is known of one patient at the end.
+
+    `overlaps` are the lines of the paper's method, one for each lesion, explained or not, with what it touches.
+    """
 
     kind: str
     counts: Mapping[str, int]
     lines: pd.DataFrame
     sides: pd.DataFrame
+    overlaps: pd.DataFrame
     context: pd.DataFrame
     placed: Sequence[Mapping[str, Any]]
 
@@ -86,10 +94,10 @@ def study(
     compute: Compute,
     console: Console,
 ) -> pd.DataFrame:
-    """The experiments of paper instance (004): sequences, classes, placements, context and other methods; resumable.
+    """The experiments of paper instance (004), and a score that says whether a lesion is real; resumable.
 
-    Beside what `evaluate` writes: `context.tsv`, `placements.tsv` and `context.png`. Phantoms ("phantom (software
-    check)") are explained by `model`, and only their maps are looked at.
+    Beside what `evaluate` writes: `context.tsv`, `placements.tsv` and `context.png`, and of the score of errors, which
+    is learnt from phantoms ("phantom (software check)") that `model` explains, the files of `write_lesion_reality`.
 
     Args:
         model: explains phantoms, and everyone where there are no `networks`.
@@ -118,7 +126,7 @@ def study(
         for case in cases
     ]
     if wanted.phantoms:
-        made = write_multiple_sclerosis(out / "phantoms", n=wanted.phantoms, seed=seed, spacing=wanted.spacing)
+        made = write_made_patients(out / "phantoms", n=wanted.phantoms, seed=seed, spacing=wanted.spacing)
         tasks += [Task(case, model, made=True, whole=False) for case in made]
     return _run(tasks, settings, shapes=multiple_sclerosis.lesion_shapes(data), left_out=left_out)
 
@@ -195,13 +203,20 @@ def _run(
         rows += instance_statistics.placement_rows(placed_lines, kinds, channel)
         rows += instance_statistics.context_rows(shown, real)
     summary = pd.DataFrame(rows, columns=list(instance_statistics.COLUMNS))
+    reality = _reality(found, kinds, made, settings) if made else None
+    if reality is not None:
+        summary = pd.concat([summary, reality.summary], ignore_index=True)
     _write_table(lines, settings.out / "lesions.tsv")
     _write_table(summary, settings.out / "scores.tsv")
     if whole:
         _write_table(shown, settings.out / "context.tsv")
         _write_table(placed_lines if len(placed_lines) else pd.DataFrame(columns=list(_PLACED)), _placed_path(settings))
     notes = notes_of(tasks, settings, kinds, left_out, shapes)
-    write_text(markdown(summary, notes), settings.out / "tables.md")
+    said = markdown(summary, notes)
+    if reality is not None:
+        write_lesion_reality(reality, settings.out)
+        said += "\n" + reality_markdown(reality)
+    write_text(said, settings.out / "tables.md")
     facts = {
         "preset": settings.size,
         "settings": _plain(settings.preset),
@@ -246,6 +261,13 @@ def _of(task: Task, settings: Settings, shapes: Sequence[Path], is_moved: bool) 
             keep_maps=settings.keep_maps,
             say=settings.say,
         )
+    overlaps = with_overlaps(
+        table[(table["row"] == wanted.explainer.name) & (table["kind"] != "TN")],
+        without_spheres(patient.lesions),
+        patient.reference,
+        case=patient.id,
+        methods=[wanted.explainer.name],
+    )
     shown = context.table_of([])
     if task.whole:
         shown = in_context(
@@ -256,7 +278,20 @@ def _of(task: Task, settings: Settings, shapes: Sequence[Path], is_moved: bool) 
             compute=settings.quiet,
             say=settings.say,
         )
-    return Found(patient.kind, patient.counts, table, sides, shown, moved)
+    return Found(patient.kind, patient.counts, table, sides, overlaps, shown, moved)
+
+
+def _reality(
+    found: Mapping[str, Found], kinds: Mapping[str, str], made: Sequence[str], settings: Settings
+) -> LesionReality:
+    """The score of errors, learnt from made patients and applied to the real ones."""
+    phantoms, patients = (
+        pd.concat([its.overlaps for name, its in found.items() if (name in made) is wanted], ignore_index=True)
+        for wanted in (True, False)
+    )
+    seen = [name for name, kind in kinds.items() if kind == "seen"]
+    method = settings.preset.explainer.name
+    return is_lesion_real(phantoms, patients, method=method, seed=settings.seed, seen=seen)
 
 
 def _joined(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:

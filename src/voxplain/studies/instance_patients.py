@@ -127,6 +127,14 @@ def with_spheres(lesions: Lesions, spheres: Labels, probability: np.ndarray) -> 
     return Lesions(Labels(data, grid), whole)
 
 
+def without_spheres(lesions: Lesions) -> Lesions:
+    """The lesions that a network or an expert marked: all but the spheres, which have no part in detection."""
+    spheres = lesions.table.loc[lesions.table["kind"] == "TN", "lesion"].to_numpy()
+    data = np.where(np.isin(lesions.labels.data, spheres), 0, lesions.labels.data)
+    table = lesions.table[lesions.table["kind"] != "TN"].reset_index(drop=True)
+    return Lesions(Labels(data, lesions.labels.grid), table)
+
+
 def chosen(table: pd.DataFrame, *, most: int | None, seed: int, kinds: tuple[str, ...] = CLASSES) -> list[int]:
     """The numbers of the lesions of these classes, of each at most so many, drawn at random; sorted."""
     random = np.random.default_rng(seed)

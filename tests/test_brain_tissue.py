@@ -1,4 +1,4 @@
-"""White matter as a yardstick: by arithmetic, on phantoms, and in a card's normalisation."""
+"""White and grey matter as yardsticks: by arithmetic, on phantoms, and in a card's normalisation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import voxplain as vx
+from voxplain.brain_tissue import grey_matter, white_matter
 from voxplain.datasets import phantom
 from voxplain.model import Card
 from voxplain.preparation import prepare
 from voxplain.scan import Scan
-from voxplain.white_matter import white_matter
 
-CARD = Card(name="n", channels=("flair", "t1"), classes=("lesion",), normalisation="white-matter")
+CARD = Card(name="n", channels=("flair", "t1"), classes=("lesion",), normalisation="grey-matter")
 
 
 def _scan() -> Scan:
@@ -29,6 +29,12 @@ def test_white_matter_by_arithmetic() -> None:
     assert found == {"flair": 40.0, "t1": 83.0}
 
 
+def test_grey_matter_by_arithmetic() -> None:
+    scan = _scan()
+    # White matter's T1 is 83; 0.6 to 0.85 times that is 49.8 to 70.55, so 50 to 70.
+    assert grey_matter(scan) == {"flair": float(np.median([80] * 20 + [40])), "t1": 60.0}
+
+
 def test_it_is_white_matter_in_a_phantom() -> None:
     made = phantom.glioma(4, grade=None).scan
     found = white_matter(made)
@@ -38,13 +44,20 @@ def test_it_is_white_matter_in_a_phantom() -> None:
     assert 0.8 * np.percentile(t1, 99) < found["t1"] < np.percentile(t1, 97)
 
 
+def test_it_is_grey_matter_in_a_phantom() -> None:
+    made = phantom.glioma(4, grade=None).scan
+    white, grey = white_matter(made), grey_matter(made)
+    assert grey["flair"] > white["flair"]
+    assert grey["t1"] == pytest.approx(0.7 * white["t1"], rel=0.05)
+
+
 def test_the_cards_normalisation_by_arithmetic() -> None:
     scan = _scan()
     (prepared,) = prepare(scan, CARD)
     expected = np.zeros_like(scan.data)
     inside = scan.data != 0
-    for index, white in enumerate((40.0, 83.0)):
-        expected[index] = np.where(inside[index], 5 * (scan.data[index] / white - 1), 0)
+    for index, grey in enumerate((80.0, 60.0)):
+        expected[index] = np.where(inside[index], 5 * (scan.data[index] / grey - 1), 0)
     np.testing.assert_allclose(prepared.input.data, expected, atol=1e-5)
     assert prepared.background == (0.0, 0.0)
 
@@ -58,10 +71,13 @@ def test_scaling_a_sequence_changes_nothing() -> None:
 
 def test_scans_that_have_no_white_matter_are_refused() -> None:
     scan = _scan()
-    with pytest.raises(vx.InputError, match="white matter is found on T1"):
+    with pytest.raises(vx.InputError, match="white and grey matter are found on T1"):
         white_matter(scan.select(["flair"]))
     with pytest.raises(vx.InputError, match="zero in every voxel"):
         white_matter(Scan(np.zeros_like(scan.data), scan.grid, scan.channels))
+    uniform = Scan((scan.data != 0).astype(np.float32), scan.grid, scan.channels)
+    with pytest.raises(vx.InputError, match="as grey matter's is"):
+        grey_matter(uniform)
     scores = Scan(np.where(scan.data != 0, scan.data - 200, 0), scan.grid, scan.channels)
     with pytest.raises(vx.InputError, match="before it was normalised"):
         prepare(scores, CARD)
