@@ -272,3 +272,6 @@ def test_the_tables_of_the_page_on_lesions_are_those_of_the_scores() -> None:
     scores = pd.read_csv(ROOT / "docs" / "results" / "instance-lesions-scores.tsv", sep="\t")
     for block in lesions.markdown(scores).strip().split("\n\n"):
         assert block in page
+    speed = pd.read_csv(ROOT / "docs" / "results" / "instance-jacobian.tsv", sep="\t", dtype=str)
+    for line in speed.itertuples():
+        assert f"| {line.case} | {line.metric} | {line.value} | {line.n} |" in page

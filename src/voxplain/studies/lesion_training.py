@@ -73,8 +73,7 @@ def train_network(
             raise InputError(f"{folder} holds a training on other scans or with other settings; give another --out")
         return known
     output_folder(folder)
-    card, patch = preset.card, preset.card.window
-    assert patch is not None
+    card, patch = preset.card, preset.patch_size
     volumes = volumes_of(cases, shapes, preset, seed=seed, compute=compute)
     network = new_network(card, seed)
     result = train_segmentation(
@@ -122,8 +121,7 @@ def volumes_of(
     Raises:
         InputError: a case without an expert mask or without FLAIR and T1.
     """
-    card, patch = preset.card, preset.card.window
-    assert patch is not None
+    card, patch = preset.card, preset.patch_size
     masks = [read_labels(path) for path in shapes]
     scans = [(case, case.scan(["flair", "t1"]), case.tumour()) for case in cases]
     found = [volume_of(case.id, scan, known, card, patch, preset.real) for case, scan, known in scans]
