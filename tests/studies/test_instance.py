@@ -113,7 +113,7 @@ def test_the_table_of_lesions_is_what_the_maps_say(
     table = pd.read_csv(out / "lesions.tsv", sep="\t")
     assert set(columns(CHANNELS)) <= set(table.columns)
     assert list(table.columns[-6:]) == list(instance_lesions.REST)
-    assert set(table["case"]) == {"patient01", "patient02", "Phantom_ms_0001"}
+    assert set(table["case"]) == {"patient01", "patient02", "made001"}
     main = table[table["row"] == "instance-smoothgrad"]
     assert set(main["kind"]) <= set(CLASSES)
     assert {"TP", "TN"} <= set(main["kind"])
@@ -172,16 +172,26 @@ def test_every_table_is_there_with_its_kind(ran: tuple[Path, pd.DataFrame, str])
     expected = {
         *("counts", "sequences", "sides", "classes", "order", "tests", "plain rivals", "methods"),
         *("placements", "context"),
+        *("errors-phantoms", "errors-patients", "errors-patient01", "errors-patient02"),
     }
     assert set(summary["table"]) == expected
     assert list(summary.columns) == ["table", "row", "metric", "kind", "value", "low", "high", "n"]
-    assert set(summary["kind"]) == {"deployable"}
-    phantoms = summary[summary["row"].str.startswith("Phantom")]
+    assert set(summary.loc[summary["table"] != "errors-phantoms", "kind"]) == {"deployable"}
+    phantoms = summary[summary["row"].str.startswith("made001")]
+    assert len(phantoms)
     assert phantoms["row"].str.contains(r"phantom \(software check\)").all()
     assert not {"context", "placements"} & set(phantoms["table"])
     assert any(summary["row"].str.startswith("pooled, 2 patients/TP"))
     text = (out / "tables.md").read_text(encoding="utf-8")
-    for words in ("004/TP", "1.997", "not independent", "p < 6e-65", "phantom (software check)", "smoke run"):
+    for words in (
+        "004/TP",
+        "1.997",
+        "not independent",
+        "p < 6e-65",
+        "phantom (software check)",
+        "smoke run",
+        "no cross-validation",
+    ):
         assert words in text, words
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
@@ -190,7 +200,7 @@ def test_every_table_is_there_with_its_kind(ran: tuple[Path, pd.DataFrame, str])
         assert (out / name).stat().st_size > 0, name
     assert "passes forward" in said
     facts = json.loads((out / "facts.json").read_text())
-    assert facts["patients"]["Phantom_ms_0001"]["made"] is True
+    assert facts["patients"]["made001"]["made"] is True
     # Medians are of the table's lines.
     lines = pd.read_csv(out / "lesions.tsv", sep="\t")
     its = lines[(lines["case"] == "patient01") & (lines["kind"] == "TP") & (lines["row"] == "instance-smoothgrad")]

@@ -196,7 +196,7 @@ def test_kinds(
     found: LesionReality, made: tuple[dict[str, Patient], pd.DataFrame], real: tuple[dict, pd.DataFrame]
 ) -> None:
     kinds = found.summary.groupby("table")["kind"].unique()
-    assert kinds[PHANTOMS].tolist() == [SOFTWARE_CHECK]
+    assert kinds[PHANTOMS].tolist() == ["validation-masks"]
     assert kinds[PATIENTS].tolist() == kinds["errors-patient0"].tolist() == ["deployable"]
     known = is_lesion_real(made[1], real[1], method=METHOD, resamples=200, seen={"patient1"})
     kinds = known.summary.groupby("table")["kind"].unique()

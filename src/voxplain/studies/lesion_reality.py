@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from voxplain.datasets.phantom_cohort import SOFTWARE_CHECK
 from voxplain.errors import InputError
 from voxplain.lesion_errors import ErrorScore, feature_sets, feature_values, fit_error_score, predicted_lines
 from voxplain.metrics.classification import auc_within
@@ -102,7 +101,8 @@ def is_lesion_real(
             thresholds[name] = _best_threshold(curves, list(fold_of))
             kept[name] = _kept_across_folds(lines, values, curves, fold_of)
         out_of_fold[name] = values
-    kinds = dict.fromkeys(fold_of, SOFTWARE_CHECK)
+    # Masks of other made patients fitted the scores and chose the thresholds.
+    kinds = dict.fromkeys(fold_of, "validation-masks")
     cohort = Scored(PHANTOMS, method, made, lines, out_of_fold, kept, kinds, {}, fold_of)
     best = _best_rival(cohort) if enough else ""
 

@@ -52,7 +52,8 @@ def markdown(found: LesionReality) -> str:
         metrics = [metric for metric in _METRICS if (its["metric"] == metric).any()]
         counts = its[its["metric"].isin(_COUNTS)]
         held = ", ".join(f"{line.metric} {_number(line.value)}" for line in counts.itertuples())
-        lines = [f"#### {table}: {', '.join(dict.fromkeys(its['kind']))}", "", f"{held}.", ""]
+        made = f", {SOFTWARE_CHECK}" if table == PHANTOMS else ""
+        lines = [f"#### {table}{made}: {', '.join(dict.fromkeys(its['kind']))}", "", f"{held}.", ""]
         lines += [_cells(["row", *metrics, "patients"]), _cells(["---"] * (len(metrics) + 2))]
         for row in dict.fromkeys(its["row"]):
             own = its[its["row"] == row].set_index("metric")
