@@ -68,6 +68,7 @@ def study_instance(
     model: Annotated[
         str, typer.Option(help="shipped name or folder: explains phantoms, and without --networks everyone")
     ] = "ms-lesions",
+    card: CardFile = None,
     keep_maps: KeepMaps = False,
     quick: Quick = False,
     seed: Seed = 0,
@@ -79,7 +80,7 @@ def study_instance(
     from voxplain.studies import instance
 
     instance.study(
-        load_model(model),
+        load_model(model, card),
         data,
         out,
         networks=networks,
