@@ -14,6 +14,7 @@ from voxplain.metrics.classification import accuracy, confusion_matrix, precisio
 from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.model import Card
 from voxplain.studies.gp_paper import published
+from voxplain.studies.markdown_table import table_line
 
 Row = tuple[str, str, str, str, float, float, float, int]
 COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
@@ -213,11 +214,16 @@ def markdown(summary: pd.DataFrame, dataset: str) -> str:
         if found.empty:
             continue
         metrics = list(dict.fromkeys(found.metric))
-        lines = [f"### {title}", "", _line(["row", "kind", *metrics, "n"]), _line(["---"] * (3 + len(metrics)))]
+        lines = [
+            f"### {title}",
+            "",
+            table_line(["row", "kind", *metrics, "n"]),
+            table_line(["---"] * (3 + len(metrics))),
+        ]
         for row, kind in dict.fromkeys(zip(found.row, found.kind, strict=True)):
             its = found[(found.row == row) & (found.kind == kind)].set_index("metric")
             cells = [_cell(its.loc[metric], table) if metric in its.index else "" for metric in metrics]
-            lines.append(_line([row, kind, *cells, str(int(its.n.iloc[0]))]))
+            lines.append(table_line([row, kind, *cells, str(int(its.n.iloc[0]))]))
         blocks.append("\n".join(lines))
     beside = _beside(summary, published(dataset))
     return "\n\n".join([*blocks, *([beside] if beside else [])]) + "\n"
@@ -229,15 +235,11 @@ def _beside(summary: pd.DataFrame, theirs: Mapping[tuple[str, str, str], float])
     for (table, row, metric), paper in theirs.items():
         found = summary[(summary.table == table) & (summary.row == row) & (summary.metric == metric)]
         lines += [
-            _line([row, metric, str(ours["kind"]), _cell(ours.rename(metric), table), f"{paper:.2f}"])
+            table_line([row, metric, str(ours["kind"]), _cell(ours.rename(metric), table), f"{paper:.2f}"])
             for _, ours in found.iterrows()
         ]
-    head = [_line(["row", "metric", "kind", "ours", "paper"]), _line(["---"] * 5)]
+    head = [table_line(["row", "metric", "kind", "ours", "paper"]), table_line(["---"] * 5)]
     return "\n".join(["### Beside the paper's figures", "", *head, *lines]) if lines else ""
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _cell(figure: pd.Series, table: str) -> str:

@@ -27,6 +27,7 @@ from voxplain.prediction import predict, write_prediction
 from voxplain.scan import Labels
 from voxplain.studies.lesion_presets import LesionPreset, preset
 from voxplain.studies.lesion_training import train_network
+from voxplain.studies.markdown_table import table_line
 
 COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
 # A lesion larger than this has grown together from many; it would be all that a Dice speaks of.
@@ -188,19 +189,15 @@ def markdown(summary: pd.DataFrame) -> str:
         its = summary[summary.table == table]
         metrics = list(dict.fromkeys(its.metric))
         head = ["row", "kind", *metrics]
-        lines = [f"### {table}", "", _line(head), _line(["---"] * len(head))]
+        lines = [f"### {table}", "", table_line(head), table_line(["---"] * len(head))]
         for row, kind in dict.fromkeys(zip(its.row, its.kind, strict=True)):
             found = its[(its.row == row) & (its.kind == kind)].set_index("metric")
-            lines.append(_line([row, kind, *(_cell(found, metric) for metric in metrics)]))
+            lines.append(table_line([row, kind, *(_cell(found, metric) for metric in metrics)]))
         if table == "mean":
             paper = [f"{PAPER[metric]:.2f}" if metric in PAPER else "" for metric in metrics]
-            lines.append(_line(["004, 101 scans of 37 patients", "validation-masks", *paper]))
+            lines.append(table_line(["004, 101 scans of 37 patients", "validation-masks", *paper]))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _cell(found: pd.DataFrame, metric: str) -> str:
