@@ -71,6 +71,19 @@ def test_at_the_stated_load_the_normalised_dice_is_the_plain_one() -> None:
     assert float(normalised_dice_loss(PROBABILITY[:1], REFERENCE[:1], load=0.25)) == pytest.approx(plain, rel=1e-5)
 
 
+def test_false_positives_weigh_no_less_than_they_must() -> None:
+    hits, false_positives, missed = 1.5, 0.6, 0.5
+    # 2 / 6 x (1 / 0.9 - 1) = 0.037 would be the weight.
+    expected = 1 - (2 * hits + 1) / (2 * hits + 0.5 * false_positives + missed + 1)
+    found = normalised_dice_loss(PROBABILITY[:1], REFERENCE[:1], load=0.9, lightest=0.5)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    one = blob_loss(PROBABILITY[:1], REFERENCE[:1].long(), load=0.9, lightest=0.5)
+    assert float(one) == pytest.approx(expected, rel=1e-5)
+    for lightest, heaviest in ((-0.1, None), (2.0, 1.0), (math.nan, None)):
+        with pytest.raises(ValueError, match="lightest is a weight"):
+            normalised_dice_loss(PROBABILITY, REFERENCE, lightest=lightest, heaviest=heaviest)
+
+
 def test_false_positives_weigh_no_more_than_they_may() -> None:
     hits, false_positives, missed = 1.5, 0.6, 0.5
     # 2 / 6 x 99 = 33 would be the weight.

@@ -22,9 +22,19 @@ def white_matter(scan: Scan) -> dict[str, float]:
     Raises:
         InputError: no t1, a scan without brain, or white matter that is not above 0 in a sequence.
     """
+    return _medians(scan, white_matter_voxels(scan), "white matter")
+
+
+def white_matter_voxels(scan: Scan) -> np.ndarray:
+    """The voxels that are taken to be white matter, boolean (X, Y, Z), as of `white_matter`.
+
+    Raises:
+        InputError: no t1, or a scan without brain.
+    """
     t1, brain = _t1_of_brain(scan)
     low, high = np.percentile(t1[brain], _PERCENTILES)
-    return _medians(scan, brain & (t1 >= low) & (t1 <= high), "white matter")
+    inside: np.ndarray = brain & (t1 >= low) & (t1 <= high)
+    return inside
 
 
 def grey_matter(scan: Scan) -> dict[str, float]:

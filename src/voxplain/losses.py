@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,12 @@ class PerturbationLoss:
 
 
 def normalised_dice_loss(
-    probability: torch.Tensor, reference: torch.Tensor, *, load: float = 0.001, heaviest: float | None = None
+    probability: torch.Tensor,
+    reference: torch.Tensor,
+    *,
+    load: float = 0.001,
+    lightest: float = 0.0,
+    heaviest: float | None = None,
 ) -> torch.Tensor:
     """1 - normalised Dice (Raina 2023, as in 004), a scalar in [0, 1]: the mean over the batch.
 
@@ -50,23 +56,29 @@ def normalised_dice_loss(
         probability: of the lesion, (B, X, Y, Z), 0 to 1.
         reference: whether a voxel is lesion, boolean (B, X, Y, Z).
         load: the share of lesion voxels at which this is the plain Dice, above 0 and below 1.
+        lightest: the smallest kappa. Where lesions are tiny, false positives else weigh next to nothing.
         heaviest: the largest kappa, None for any. Where a large lesion fills a patch, kappa may reach 20 and more, and
             a network learns to leave such lesions alone; 1 makes it the plain Dice there.
 
     Raises:
         ValueError: shapes differ, or a load or a weight outside of its range.
     """
-    _check_shapes(probability, reference, load, heaviest)
+    _check_shapes(probability, reference, load, lightest, heaviest)
     inside = reference.flatten(1).to(probability.dtype)
     predicted = probability.flatten(1)
     size = inside.sum(dim=1)
     hits = (inside * predicted).sum(dim=1)
-    kappa = _false_positive_weight(size, inside.shape[1], load, heaviest)
+    kappa = _false_positive_weight(size, inside.shape[1], load, lightest, heaviest)
     return (1 - _dice_of(hits, predicted.sum(dim=1) - hits, size, kappa)).mean()
 
 
 def blob_loss(
-    probability: torch.Tensor, blobs: torch.Tensor, *, load: float | None = None, heaviest: float | None = None
+    probability: torch.Tensor,
+    blobs: torch.Tensor,
+    *,
+    load: float | None = None,
+    lightest: float = 0.0,
+    heaviest: float | None = None,
 ) -> torch.Tensor:
     """1 - Dice of each blob by itself (Kofler 2022), a scalar in [0, 1]: small lesions count as much as large ones.
 
@@ -78,12 +90,13 @@ def blob_loss(
         probability: of the lesion, (B, X, Y, Z), 0 to 1.
         blobs: numbers of the blobs from 1 on, without gaps, 0 elsewhere, int64 (B, X, Y, Z).
         load: takes the normalised Dice at this lesion load instead, each blob being the reference.
-        heaviest: the largest weight of false positives in the normalised Dice, None for any.
+        lightest: the smallest weight of false positives in the normalised Dice.
+        heaviest: the largest, None for any.
 
     Raises:
         ValueError: shapes differ, or a load or a weight outside of its range.
     """
-    _check_shapes(probability, blobs, load, heaviest)
+    _check_shapes(probability, blobs, load, lightest, heaviest)
     found = []
     for predicted, numbers in zip(probability.flatten(1), blobs.flatten(1), strict=True):
         count = int(numbers.max())
@@ -93,7 +106,9 @@ def blob_loss(
         sums = predicted.new_zeros(count + 1).index_add(0, numbers, predicted)
         sizes = torch.bincount(numbers, minlength=count + 1).to(predicted.dtype)
         extent = sizes[0] + sizes[1:]
-        kappa = torch.ones_like(extent) if load is None else _false_positive_weight(sizes[1:], extent, load, heaviest)
+        kappa = torch.ones_like(extent)
+        if load is not None:
+            kappa = _false_positive_weight(sizes[1:], extent, load, lightest, heaviest)
         found.append((1 - _dice_of(sums[1:], sums[0], sizes[1:], kappa)).mean())
     return torch.stack(found).mean() if found else probability.sum() * 0
 
@@ -106,18 +121,17 @@ def _dice_of(
 
 
 def _false_positive_weight(
-    size: torch.Tensor, extent: torch.Tensor | int, load: float, heaviest: float | None
+    size: torch.Tensor, extent: torch.Tensor | int, load: float, lightest: float, heaviest: float | None
 ) -> torch.Tensor:
     """How much false positives weigh in the normalised Dice of a reference; 1 for an empty one."""
     # A reference that fills all of the patch leaves no room for false positives.
     weight = size / (extent - size).clamp(min=1) * (1 / load - 1)
-    if heaviest is not None:
-        weight = weight.clamp(max=heaviest)
+    weight = weight.clamp(min=lightest, max=heaviest)
     return torch.where(size > 0, weight, torch.ones_like(weight))
 
 
 def _check_shapes(
-    probability: torch.Tensor, reference: torch.Tensor, load: float | None, heaviest: float | None
+    probability: torch.Tensor, reference: torch.Tensor, load: float | None, lightest: float, heaviest: float | None
 ) -> None:
     if probability.shape != reference.shape:
         raise ValueError(f"expected a reference of shape {tuple(probability.shape)}; got {tuple(reference.shape)}")
@@ -125,3 +139,5 @@ def _check_shapes(
         raise ValueError(f"load is a share above 0 and below 1; got {load}")
     if heaviest is not None and not heaviest > 0:
         raise ValueError(f"heaviest is a weight above 0; got {heaviest}")
+    if not 0 <= lightest <= (math.inf if heaviest is None else heaviest):
+        raise ValueError(f"lightest is a weight of at least 0, and at most heaviest; got {lightest} and {heaviest}")

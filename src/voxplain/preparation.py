@@ -18,7 +18,7 @@ from voxplain.scan import Scan
 
 # Of the brightest voxel: darker than a share of one in so many is air.
 _DARKEST_TISSUE = 32
-# So that grey matter, fluid and lesions lie about 1 away from white matter.
+# So that tissues, fluid and lesions lie about 1 away from each other.
 _MATTER_SCALE = 5.0
 # Brains measure 0.9 to 1.9 litres; a head with its skull, or a field of view without background, far more.
 _LARGEST_BRAIN_ML = 2500.0

@@ -105,7 +105,7 @@ def test_noise_and_ghost_stay_inside_the_brain(head: Scan) -> None:
 def test_what_is_refused(head: Scan, known: Labels) -> None:
     with pytest.raises(InputError, match="painted on flair and t1; the scan has t1"):
         paint_mimics(head.select(["t1"]))
-    with pytest.raises(InputError, match="white matter is found on T1"):
+    with pytest.raises(InputError, match="white and grey matter are found on T1"):
         paint_mimics(head.select(["flair"]))
     other = Labels(np.zeros((2, 2, 2), dtype=int), Grid((2, 2, 2), np.eye(4)))
     with pytest.raises(InputError, match="known lesions lie on the scan's grid"):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from voxplain.errors import InputError
+from voxplain.metrics.lesionwise import f1_of
 
 
 class LesionFigures(NamedTuple):
@@ -63,5 +64,4 @@ def figures_of_kept(touches: Sequence[Sequence[int]], kept: np.ndarray, *, exper
     found = len({number for its in remaining for number in its})
     precision = right / len(remaining) if remaining else float(experts == 0)
     recall = found / experts if experts else (np.nan if remaining else 1.0)
-    f1 = 0.0 if np.isnan(recall) or precision + recall == 0 else 2 * precision * recall / (precision + recall)
-    return LesionFigures(precision, recall, f1)
+    return LesionFigures(precision, recall, f1_of(precision, recall))

@@ -53,7 +53,12 @@ def lesion_f1(predicted: np.ndarray, reference: np.ndarray) -> float:
         InputError: an array is not of whole numbers of at least 0, or their shapes differ.
     """
     precision, recall = lesion_precision(predicted, reference), lesion_recall(predicted, reference)
-    return 0.0 if np.isnan(recall) or precision + recall == 0 else 2 * precision * recall / (precision + recall)
+    return f1_of(precision, recall)
+
+
+def f1_of(precision: float, recall: float) -> float:
+    """Harmonic mean of precision and recall, 0 to 1; 0 where one of them is NaN or both are 0."""
+    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
 
 def normalised_dice(prediction: np.ndarray, reference: np.ndarray, *, load: float = 0.001) -> float:

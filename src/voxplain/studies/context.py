@@ -16,6 +16,7 @@ from voxplain.lesions import instances
 from voxplain.model import Model
 from voxplain.preparation import Prepared
 from voxplain.scan import Labels, Scan
+from voxplain.studies.instance_patients import chosen
 from voxplain.studies.region_scores import WHOLE, probability_within
 
 COLUMNS = ("case", "set", "lesion", "volume_mm3", "mm", "mean_probability", "max_probability", "detected")
@@ -73,11 +74,7 @@ def context_lines(
 def real_lesions(table: pd.DataFrame, *, most: int, seed: int) -> list[int]:
     """Numbers of the TP of 30 to 300 mm^3, at most so many, drawn at random."""
     low, high = REAL_MM3
-    inside = (table["kind"] == "TP") & table["volume_mm3"].between(low, high)
-    numbers = table.loc[inside, "lesion"].to_numpy()
-    if len(numbers) > most:
-        numbers = np.random.default_rng(seed).choice(numbers, most, replace=False)
-    return sorted(int(number) for number in numbers)
+    return chosen(table[table["volume_mm3"].between(low, high)], most=most, seed=seed, kinds=("TP",))
 
 
 def made_lesions(

@@ -17,9 +17,10 @@ from voxplain.datasets.case import Case
 from voxplain.datasets.made_patients import write_made_patients
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
-from voxplain.io.atomic import output_folder, write_json, write_text, writing
+from voxplain.io.atomic import output_folder, write_json, write_text
 from voxplain.io.bundle import load_model
 from voxplain.model import Model
+from voxplain.prediction import write_table
 from voxplain.studies import context, instance_lesions, instance_statistics
 from voxplain.studies.instance_experiments import in_context, placed
 from voxplain.studies.instance_lesions import explained, lesion_lines, side_lines
@@ -206,11 +207,11 @@ def _run(
     reality = _reality(found, kinds, made, settings) if made else None
     if reality is not None:
         summary = pd.concat([summary, reality.summary], ignore_index=True)
-    _write_table(lines, settings.out / "lesions.tsv")
-    _write_table(summary, settings.out / "scores.tsv")
+    write_table(lines, settings.out / "lesions.tsv")
+    write_table(summary, settings.out / "scores.tsv")
     if whole:
-        _write_table(shown, settings.out / "context.tsv")
-        _write_table(placed_lines if len(placed_lines) else pd.DataFrame(columns=list(_PLACED)), _placed_path(settings))
+        write_table(shown, settings.out / "context.tsv")
+        write_table(placed_lines if len(placed_lines) else pd.DataFrame(columns=list(_PLACED)), _placed_path(settings))
     notes = notes_of(tasks, settings, kinds, left_out, shapes)
     said = markdown(summary, notes)
     if reality is not None:
@@ -251,7 +252,7 @@ def _of(task: Task, settings: Settings, shapes: Sequence[Path], is_moved: bool) 
         if explainer == wanted.explainer:
             sides = pd.DataFrame(list(side_lines(patient, found)), columns=list(instance_lesions.SIDES))
     table = _joined(lines)
-    _write_table(table, settings.out / patient.id / "lesions.tsv")
+    write_table(table, settings.out / patient.id / "lesions.tsv")
     moved: list[dict[str, Any]] = []
     if is_moved:
         moved = placed(
@@ -315,8 +316,3 @@ def _plain(wanted: InstancePreset) -> dict[str, Any]:
     for name in ("cheap", "costly"):
         found[name] = [{"name": one.name, **dataclasses.asdict(one)} for one in getattr(wanted, name)]
     return found
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with writing(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")

@@ -46,9 +46,8 @@ def placed(
     known = cache.get(key)
     if known is not None and (not keep_maps or all(cache.path(name, ".nii.gz").is_file() for name in known["maps"])):
         return [dict(line) for line in known["lines"]]
-    ill = (patient.reference.data > 0) | (patient.prediction.mask(patient.model.card.threshold).data > 0)
     lines, maps = [], []
-    for count, placement in enumerate(placements(patient.scan, lesion, ill, seed=seed), start=1):
+    for count, placement in enumerate(placements(patient.scan, lesion, patient.ill, seed=seed), start=1):
         say(f"{patient.id}, lesion {number}: {placement.place}")
         line, why = _at(patient, placement, explainer, seed=seed, compute=compute)
         about = {"case": patient.id, "lesion": number, "volume_mm3": _volume(patient, number)}
@@ -126,9 +125,8 @@ def in_context(
             about: dict[str, Any] = {"set": context.REAL, "lesion": number, "volume_mm3": _volume(patient, number)}
             its = _shown(patient, patient.scan, prepared, region, cache, distances, compute)
             lines += [{**about, **line} for line in its]
-        ill = (patient.reference.data > 0) | (patient.prediction.mask(patient.model.card.threshold).data > 0)
-        healthy_but = Labels(ill, patient.scan.grid)
-        made = context.made_lesions(patient.scan, healthy_but, shapes, most=most, seed=seed)
+        known_lesions = Labels(patient.ill, patient.scan.grid)
+        made = context.made_lesions(patient.scan, known_lesions, shapes, most=most, seed=seed)
         for number, lesion in enumerate(made, start=1):
             say(f"{patient.id}, surroundings of made lesion {number}")
             about = {"set": context.MADE, "lesion": number, "volume_mm3": lesion.volume}

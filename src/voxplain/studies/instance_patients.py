@@ -45,6 +45,12 @@ class Patient:
         return "seen" if self.seen else "deployable"
 
     @property
+    def ill(self) -> np.ndarray:
+        """Where the expert or the network sees a lesion, boolean (X, Y, Z)."""
+        marked: np.ndarray = self.reference.data > 0
+        return marked | (self.prediction.mask(self.model.card.threshold).data > 0)
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many there are of each class."""
         return {name: int((self.lesions.table["kind"] == name).sum()) for name in CLASSES}

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from voxplain.studies.markdown_table import table_line
+
 TITLES = {
     "counts": "Lesions of each class: all there are, explained or not",
     "sequences": "Positive and negative saliency by sequence: medians over lesions [95 % over lesions]",
@@ -62,9 +64,9 @@ def markdown(summary: pd.DataFrame, notes: Sequence[str] = ()) -> str:
         lines = table_lines(summary, table)
         if len(lines) < 2:
             continue
-        head, *body = [_line(cells) for cells in lines]
+        head, *body = [table_line(cells) for cells in lines]
         words = f"\n\n{_IN_WORDS[table][0].upper()}{_IN_WORDS[table][1:]}" if table in _IN_WORDS else ""
-        blocks.append("\n".join([f"### {title}", "", head, _line(["---"] * len(lines[0])), *body]) + words)
+        blocks.append("\n".join([f"### {title}", "", head, table_line(["---"] * len(lines[0])), *body]) + words)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -83,10 +85,6 @@ def table_lines(summary: pd.DataFrame, table: str) -> list[list[str]]:
             cells = ["" if value is None else f"{value:.4g}" for value in theirs]
             lines.append([f"004/{name}", "deployable", *cells, f"{count} of 37 patients"])
     return lines
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _cell(figure: pd.Series) -> str:

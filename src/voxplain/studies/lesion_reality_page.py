@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from voxplain.io.atomic import write_json, write_text, writing
 from voxplain.metrics.reliability import reliability_curve
 from voxplain.studies.lesion_reality import LesionReality
 from voxplain.studies.lesion_reality_rows import GAINS, PATIENTS, PHANTOMS, Scored
+from voxplain.studies.markdown_table import table_line
 
 # What issue and papers name: AUROC of maps on phantoms (004's figures come to about 0.77); gain in lesion F1
 # (RadiomXAI 2024: 0.044).
@@ -54,15 +54,15 @@ def markdown(found: LesionReality) -> str:
         held = ", ".join(f"{line.metric} {_number(line.value)}" for line in counts.itertuples())
         made = f", {SOFTWARE_CHECK}" if table == PHANTOMS else ""
         lines = [f"#### {table}{made}: {', '.join(dict.fromkeys(its['kind']))}", "", f"{held}.", ""]
-        lines += [_cells(["row", *metrics, "patients"]), _cells(["---"] * (len(metrics) + 2))]
+        lines += [table_line(["row", *metrics, "patients"]), table_line(["---"] * (len(metrics) + 2))]
         for row in dict.fromkeys(its["row"]):
             own = its[its["row"] == row].set_index("metric")
             if not own.index.isin(_METRICS).any():
                 continue
             shown = own[own.index.isin(_METRICS)]
-            lines.append(_cells([row, *(_cell(shown, metric) for metric in metrics), str(shown["n"].max())]))
+            lines.append(table_line([row, *(_cell(shown, metric) for metric in metrics), str(shown["n"].max())]))
         if table == PHANTOMS:
-            lines.append(_cells(["aim", *(_AIMS.get(metric, "") for metric in metrics), ""]))
+            lines.append(table_line(["aim", *(_AIMS.get(metric, "") for metric in metrics), ""]))
         blocks.append("\n".join(lines))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -181,7 +181,3 @@ def _cell(own: pd.DataFrame, metric: str) -> str:
 
 def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.0f}"
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import pandas as pd
 from rich.console import Console
 
 from voxplain.compute import Compute
-from voxplain.datasets import multiple_sclerosis
+from voxplain.datasets import brats, multiple_sclerosis
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import write_json, write_text, writing
 from voxplain.io.bundle import load_model
 from voxplain.lesions import find_lesions, instances
-from voxplain.metrics.lesionwise import lesion_f1, lesion_precision, lesion_recall, normalised_dice, touched
+from voxplain.metrics.lesionwise import f1_of, lesion_f1, lesion_precision, lesion_recall, normalised_dice, touched
 from voxplain.metrics.network_free import flair_outliers
 from voxplain.metrics.overlap import best_threshold, dice
 from voxplain.metrics.statistics import bootstrap_interval
@@ -40,6 +41,7 @@ def train(
     data: Path,
     out: Path,
     *,
+    brains: Sequence[Path] = (),
     size: str = "small",
     leave_out: str | None = None,
     final: bool = True,
@@ -48,6 +50,9 @@ def train(
     console: Console,
 ) -> pd.DataFrame:
     """Train and score one network per patient left out (or for one of them alone), and the final one on all patients.
+
+    `brains` are folders in BraTS layout: what lies far from the tumour is painted with made lesions, too. Of a patient
+    who comes twice, the first counts.
 
     Whatever is finished in `out` is kept: `without-ID/` and `final/` are model folders, `ID/` the prediction of a
     patient by the network that never saw it; `scores.tsv` holds the figures, `cases.tsv` those of each patient.
@@ -61,24 +66,26 @@ def train(
     chosen = preset(size)
     cases = [case for case in multiple_sclerosis.cases(data) if case.segmentation is not None]
     shapes = multiple_sclerosis.lesion_shapes(data)
+    others: dict[str, Case] = {}
+    for folder in brains:
+        for case in brats.cases(folder):
+            others.setdefault(case.patient, case)
     names = [case.id for case in cases]
     if leave_out is not None and leave_out not in names:
         raise InputError(f"--leave-out names a patient with expert mask, one of {', '.join(names)}; got {leave_out!r}")
     if len(cases) < 2:
         raise InputError(f"leaving a patient out needs two with expert masks; {data} has {', '.join(names) or 'none'}")
+    training = functools.partial(train_network, preset=chosen, brains=list(others.values()), seed=seed, compute=compute)
     for case in cases:
         if leave_out not in (None, case.id):
             continue
         folder = out / f"without-{case.id}"
-        others = [other for other in cases if other.id != case.id]
-        train_network(
-            others, shapes, folder, preset=chosen, seed=seed, compute=compute, title=f"training without {case.id}"
-        )
+        training([other for other in cases if other.id != case.id], shapes, folder, title=f"training without {case.id}")
         _score(case, load_model(folder), out / case.id, chosen, compute)
         console.print(f"{case.id}: {out / case.id}", highlight=False, soft_wrap=True)
     summary = _summary(out, names)
     if leave_out is None and final:
-        train_network(cases, shapes, out / "final", preset=chosen, seed=seed, compute=compute, title="final network")
+        training(cases, shapes, out / "final", title="final network")
         console.print(f"model: {out / 'final'}", highlight=False, soft_wrap=True)
     _write(summary, out, size=size, seed=seed)
     return summary
@@ -153,8 +160,7 @@ def over_lesions(mask: Labels, reference: Labels, *, seed: int = 0) -> dict[str,
         return float(right[side == 1].mean()) if (side == 1).any() else np.nan
 
     def f1(side: np.ndarray, right: np.ndarray) -> float:
-        one, other = precision(side, right), recall(side, right)
-        return 2 * one * other / (one + other) if one + other > 0 else 0.0
+        return f1_of(precision(side, right), recall(side, right))
 
     statistics = {"lesion precision": precision, "lesion recall": recall, "lesion F1": f1}
     return {

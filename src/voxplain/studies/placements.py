@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, signal
 
+from voxplain.brain_tissue import white_matter_voxels
 from voxplain.scan import Labels, Scan
 
 ORIGINAL, WHITE, OUTSIDE = "original", "white matter", "outside the brain"
@@ -15,8 +16,6 @@ PLACES = (ORIGINAL, WHITE, OUTSIDE, f"{OUTSIDE}, with 3 mm")
 _TISSUE_MM = 3.0
 # A clearly visible lesion is of about the paper's mean size; of those the surest one is taken.
 _USUAL_MM3, _BAND_MM3 = 93.0, (50.0, 200.0)
-# By T1 over the brain, as `voxplain.white_matter` has it.
-_PERCENTILES = (70, 95)
 # Healthy tissue lies so far from any lesion.
 _APART_MM = 5.0
 _ENOUGH_WHITE = 0.9
@@ -93,10 +92,8 @@ def placements(scan: Scan, lesion: np.ndarray, lesions: np.ndarray, *, seed: int
 
 def white_offset(scan: Scan, lesion: np.ndarray, lesions: np.ndarray, *, seed: int) -> tuple[int, int, int] | None:
     """By how many voxels a lesion is moved to lie in healthy white matter; None where none of its voxels would."""
-    t1, brain = scan.channel("t1"), scan.foreground()
-    low, high = np.percentile(t1[brain], _PERCENTILES)
     ill = _within(lesions | lesion, scan.grid.spacing, _APART_MM)
-    healthy = brain & (t1 >= low) & (t1 <= high) & ~ill
+    healthy = white_matter_voxels(scan) & ~ill
     (box,) = ndimage.find_objects(lesion.astype(np.int8))
     shape = lesion[box][::-1, ::-1, ::-1].astype(np.float32)
     # How many of the lesion's voxels are healthy, or ill, with the box's first voxel at each place.
