@@ -23,7 +23,8 @@ from voxplain.datasets.multiple_sclerosis import cases
 from voxplain.io import bundle
 from voxplain.io.bundle import load_model, save_model
 from voxplain.io.nifti import read_map, save
-from voxplain.lesions import find_lesions
+from voxplain.lesions import find_lesions, instances
+from voxplain.metrics.lesionwise import lesion_f1, lesion_precision, lesion_recall
 from voxplain.studies import (
     instance,
     instance_experiments,
@@ -165,6 +166,20 @@ def test_classes_are_those_of_the_reference(made_ms: Path, networks: Path, tmp_p
     # Shells of voxels of 8 mm^3 come no nearer to 93.
     assert (abs(spheres["volume_mm3"] - 93) < 70).all()
     assert patient.counts["TN"] == 10
+
+
+def test_detection_is_that_of_the_masks(ran: tuple[Path, pd.DataFrame, str], made_ms: Path) -> None:
+    out, summary, _ = ran
+    for case in cases(made_ms):
+        probability = read_map(out / case.id / "prediction" / "probability.nii.gz")[0][0]
+        reference = case.tumour()
+        predicted, expert = (
+            instances(vx.Labels(mask, reference.grid)).data for mask in (probability >= 0.3, reference.data > 0)
+        )
+        its = summary[(summary["table"] == "counts") & (summary["row"] == case.id)].set_index("metric")["value"]
+        assert its["lesion precision"] == pytest.approx(lesion_precision(predicted, expert))
+        assert its["lesion recall"] == pytest.approx(lesion_recall(predicted, expert))
+        assert its["lesion F1"] == pytest.approx(lesion_f1(predicted, expert))
 
 
 def test_every_table_is_there_with_its_kind(ran: tuple[Path, pd.DataFrame, str]) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from voxplain.metrics.lesion_filter import LesionFigures
 from voxplain.report.instance_figures import context_curves, violins
 from voxplain.studies import context, instance_statistics
 from voxplain.studies.instance_lesions import SIDES, columns
@@ -53,6 +54,7 @@ def summary_of(
         *(lines, sides(lines)),
         groups=groups,
         counts=counts,
+        detection={"a": LesionFigures(0.6, 0.75, 2 / 3), "b": LesionFigures(0.4, 0.25, 4 / 13)},
         channels=("flair", "t1"),
         row="instance-smoothgrad",
         methods=True,
@@ -66,6 +68,15 @@ def value(summary: pd.DataFrame, table: str, row: str, metric: str) -> pd.Series
         if line["metric"] == metric
     ]  # fmt: skip
     return found
+
+
+def test_detection_of_several_patients_is_their_mean() -> None:
+    summary = summary_of(lesions())
+    assert value(summary, "counts", "a", "lesion precision")["value"] == 0.6
+    pooled = value(summary, "counts", "pooled, 2 patients", "lesion F1")
+    assert pooled["value"] == pytest.approx((2 / 3 + 4 / 13) / 2)
+    (line,) = [line for line in table_lines(summary, "counts") if line[0] == "b"]
+    assert line[-4:] == ["0.4", "0.25", "0.308", "6"]
 
 
 def test_medians_tests_and_areas_by_hand() -> None:

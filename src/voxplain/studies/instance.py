@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, write_json, write_text
 from voxplain.io.bundle import load_model
+from voxplain.metrics.lesion_filter import LesionFigures, figures_of_kept
 from voxplain.model import Model
 from voxplain.prediction import write_table
 from voxplain.studies import context, instance_lesions, instance_statistics
@@ -29,7 +31,7 @@ from voxplain.studies.instance_patients import check_readable, read_patient, wit
 from voxplain.studies.instance_plan import Settings, Task, announce, asked, notes_of
 from voxplain.studies.instance_presets import InstancePreset, preset
 from voxplain.studies.instance_tables import markdown
-from voxplain.studies.lesion_overlaps import with_overlaps
+from voxplain.studies.lesion_overlaps import overlaps_of_case, with_overlaps
 from voxplain.studies.lesion_reality import LesionReality, is_lesion_real
 from voxplain.studies.lesion_reality_page import markdown as reality_markdown
 from voxplain.studies.lesion_reality_page import write_lesion_reality
@@ -49,6 +51,7 @@ class Found:
     lines: pd.DataFrame
     sides: pd.DataFrame
     overlaps: pd.DataFrame
+    detection: LesionFigures
     context: pd.DataFrame
     placed: Sequence[Mapping[str, Any]]
 
@@ -194,6 +197,7 @@ def _run(
         pd.concat([its.sides for its in found.values()], ignore_index=True),
         groups=groups,
         counts={name: its.counts for name, its in found.items()},
+        detection={name: its.detection for name, its in found.items()},
         channels=channels,
         row=settings.preset.explainer.name,
         methods=whole,
@@ -279,7 +283,9 @@ def _of(task: Task, settings: Settings, shapes: Sequence[Path], is_moved: bool) 
             compute=settings.quiet,
             say=settings.say,
         )
-    return Found(patient.kind, patient.counts, table, sides, overlaps, shown, moved)
+    touches, experts = overlaps_of_case(overlaps) if len(overlaps) else ([], 0)
+    detection = figures_of_kept(touches, np.ones(len(touches), dtype=bool), experts=experts)
+    return Found(patient.kind, patient.counts, table, sides, overlaps, detection, shown, moved)
 
 
 def _reality(

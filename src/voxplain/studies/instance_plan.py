@@ -66,7 +66,7 @@ class Settings:
 def asked(task: Task, patient: Patient, settings: Settings) -> list[tuple[Explainer, list[int]]]:
     """Which methods explain which lesions of a patient."""
     wanted, table = settings.preset, patient.lesions.table
-    every = chosen(table, most=wanted.most, seed=settings.seed)
+    every = chosen(table, most=wanted.most_made if task.made else wanted.most, seed=settings.seed)
     found: list[tuple[Explainer, list[int]]] = [(wanted.explainer, every)]
     if task.whole:
         found += [(explainer, every) for explainer in wanted.cheap]
@@ -137,11 +137,12 @@ def notes_of(
     """What is to be known before the tables are read."""
     wanted = settings.preset
     explainer = wanted.explainer
-    used = "all" if wanted.most is None else f"at most {wanted.most}"
+    used, used_made = ("all" if most is None else f"at most {most}" for most in (wanted.most, wanted.most_made))
     real = [task.case.id for task in tasks if not task.made]
     notes = [
         f"{len(real)} real patients ({', '.join(f'{name}: {kinds[name]}' for name in real)}) and "
-        f"{len(tasks) - len(real)} phantoms; {used} lesions of a class and patient, drawn at random.",
+        f"{len(tasks) - len(real)} phantoms; {used} lesions of a class and patient ({used_made} of phantoms), drawn at "
+        "random.",
         f"{explainer.name}: {explainer.copies} copies, sigma {explainer.sigma:g}, at most {explainer.most_voxels} "
         "voxels of a lesion are looked at.",
     ]
@@ -153,6 +154,13 @@ def notes_of(
         notes.append("a smoke run: these figures mean nothing.")
     if any(task.made for task in tasks):
         notes.append(f"figures on made patients are {SOFTWARE_CHECK}: we wrote the rules that they obey.")
+        explaining = {task.made: task.model.fingerprint for task in tasks}
+        if len(set(explaining.values())) > 1:
+            name = next(task.model.card.name for task in tasks if task.made)
+            notes.append(
+                f"phantoms are explained by {name}, which has seen none of them; each real patient by the network that "
+                "was trained without them: the score of errors is carried from one network to another."
+            )
     notes += [f"{name} is left out: {why}." for name, why in left_out.items()]
     if len(real) == 1:
         notes.append("one patient: nothing is pooled.")

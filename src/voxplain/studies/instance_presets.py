@@ -20,7 +20,8 @@ class InstancePreset:
 
     Attributes:
         explainer: the method of the paper.
-        most: lesions of a class that are explained of each patient, drawn at random; None takes all.
+        most: lesions of a class that are explained of each real patient, drawn at random; None takes all.
+        most_made: the same of each made patient.
         placed: patients in whom a lesion is moved.
         context: lesions of each set and patient whose surroundings are hidden.
         distances: in mm, so much of which is shown.
@@ -40,6 +41,7 @@ class InstancePreset:
     costly: tuple[Explainer, ...]
     few: int
     phantoms: int
+    most_made: int | None = None
     spacing: float = 1.0
 
 
@@ -65,7 +67,8 @@ PRESETS = {
         cheap=(InstanceGradCAMPlusPlus(),),
         costly=(Occlusion(partition="cubes:10", stride=5, passes=40), RelevanceMap(partition="cubes:20")),
         few=4,
-        phantoms=3,
+        phantoms=12,
+        most_made=10,
     ),
     # Numbers that mean nothing, in seconds.
     "quick": InstancePreset(
@@ -78,6 +81,7 @@ PRESETS = {
         costly=(Occlusion(partition="cubes:40", stride=20, passes=2), RelevanceMap(partition="cubes:60")),
         few=1,
         phantoms=0,
+        most_made=2,
         spacing=2.0,
     ),
 }

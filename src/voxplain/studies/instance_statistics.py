@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from voxplain.metrics.classification import auc, auc_within
+from voxplain.metrics.lesion_filter import LesionFigures
 from voxplain.metrics.statistics import bootstrap_interval
 from voxplain.studies import context
 from voxplain.studies.instance_lesions import ALL
@@ -24,6 +25,8 @@ COLUMNS = ("table", "row", "metric", "kind", "value", "low", "high", "n")
 Row = tuple[str, str, str, str, float, float, float, int]
 POOLED, PHANTOMS = "pooled", "phantoms pooled, phantom (software check)"
 _RESAMPLES = 500
+# Low, high and n of a figure that the number of lesions beside it speaks for.
+_NO_INTERVAL = (np.nan, np.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,15 @@ def count_rows(counts: Mapping[str, Mapping[str, int]], groups: Sequence[Group])
             yield ("counts", group.name, kind, group.kind, float(total), np.nan, np.nan, total)
 
 
+def detection_rows(detection: Mapping[str, LesionFigures], groups: Sequence[Group]) -> Iterator[Row]:
+    """Precision, recall and F1 of the predicted lesions, of several patients the mean."""
+    for group in groups:
+        for place, name in enumerate(LesionFigures._fields):
+            values = np.array([detection[case][place] for case in group.cases if case in detection])
+            value = float(values.mean()) if values.size else np.nan
+            yield ("counts", group.name, f"lesion {'F1' if name == 'f1' else name}", group.kind, value, *_NO_INTERVAL)
+
+
 def _by_class(lines: pd.DataFrame, groups: Sequence[Group]) -> Iterator[tuple[Group, str, pd.DataFrame]]:
     for group in groups:
         its = group.of(lines)
@@ -236,6 +248,7 @@ def statistics_of(
     *,
     groups: Sequence[Group],
     counts: Mapping[str, Mapping[str, int]],
+    detection: Mapping[str, LesionFigures],
     channels: Sequence[str],
     row: str,
     methods: bool,
@@ -245,6 +258,7 @@ def statistics_of(
     channel = "flair" if "flair" in channels else channels[0]
     found = [
         *count_rows(counts, groups),
+        *detection_rows(detection, groups),
         *sequence_rows(main, groups, channels),
         *side_rows(sides, groups, channels),
         *class_rows(main, groups, channel),
