@@ -14,7 +14,6 @@ from rich.console import Console
 import voxplain as vx
 from voxplain.datasets.case import Case
 from voxplain.datasets.multiple_sclerosis import cases
-from voxplain.datasets.phantom import glioma, write_case
 from voxplain.grid import Grid
 from voxplain.io.bundle import build_network, load_model
 from voxplain.io.nifti import read_map
@@ -30,11 +29,8 @@ CPU = vx.Compute(device="cpu", threads=1)
 
 @pytest.fixture(scope="module")
 def ran(made_ms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], pd.DataFrame]:
-    """A quick run, with a brain of another data set, and what it read in which order."""
-    root = tmp_path_factory.mktemp("lesions")
-    out, brains = root / "out", root / "brains"
-    other = glioma(5)
-    write_case(other.scan, other.labels, brains / "Other_005_1")
+    """A quick run, and what it read in which order."""
+    out = tmp_path_factory.mktemp("out")
     read: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         scan, tumour, training = Case.scan, Case.tumour, lesions.train_network
@@ -48,9 +44,7 @@ def ran(made_ms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
             return found
 
         patch.setattr(lesions, "train_network", marked)
-        # The second folder brings nothing new.
-        folders, said = (brains, brains / "Other_005_1"), Console(file=io.StringIO())
-        summary = lesions.train(made_ms, out, brains=folders, size="quick", compute=CPU, console=said)
+        summary = lesions.train(made_ms, out, size="quick", compute=CPU, console=Console(file=io.StringIO()))
     return out, read, summary
 
 
@@ -60,22 +54,18 @@ def test_the_patient_left_out_enters_nothing_before_it_is_scored(ran: tuple[Path
         begin = read.index(f"begin training without {left_out}")
         end = read.index("end", begin)
         during = read[begin + 1 : end]
-        assert {f"scan {other}", f"mask {other}", "scan Other_005_1", "mask Other_005_1"} <= set(during)
+        assert {f"scan {other}", f"mask {other}"} <= set(during)
         assert not [line for line in during if left_out in line]
         assert f"mask {left_out}" in read[end:]
 
 
 def test_models_say_whom_they_have_seen(ran: tuple[Path, list[str], pd.DataFrame]) -> None:
     out, _, _ = ran
-    assert load_model(out / "without-patient01").card.training_ids == {"patient02", "Other_005_1"}
+    assert load_model(out / "without-patient01").card.training_ids == {"patient02"}
     final = load_model(out / "final").card
-    assert final.training_ids == {"patient01", "patient02", "Other_005_1"}
+    assert final.training_ids == {"patient01", "patient02"}
     assert final.threshold == 0.3
-    page = (out / "final" / "README.md").read_text()
-    assert "CC BY" in page
-    assert "BraTS" in page
-    assert "Patients: patient01, patient02, each" in page
-    assert "brains of 1 other patients" in page
+    assert "CC BY" in (out / "final" / "README.md").read_text()
 
 
 def test_figures_are_those_of_the_files(ran: tuple[Path, list[str], pd.DataFrame], made_ms: Path) -> None:
@@ -103,13 +93,10 @@ def test_a_second_run_trains_nothing(
     out, _, summary = ran
     monkeypatch.setattr(lesion_training, "train_segmentation", None)
     monkeypatch.setattr(lesions, "predict", None)
-    brains, said = [out.parent / "brains"], Console(file=io.StringIO())
-    again = lesions.train(made_ms, out, brains=brains, size="quick", compute=CPU, console=said)
+    again = lesions.train(made_ms, out, size="quick", compute=CPU, console=Console(file=io.StringIO()))
     pd.testing.assert_frame_equal(again, summary)
     with pytest.raises(vx.InputError, match="other scans or with other settings"):
-        lesions.train(made_ms, out, brains=brains, size="quick", seed=1, compute=CPU, console=said)
-    with pytest.raises(vx.InputError, match="other scans or with other settings"):
-        lesions.train(made_ms, out, size="quick", compute=CPU, console=said)
+        lesions.train(made_ms, out, size="quick", seed=1, compute=CPU, console=Console(file=io.StringIO()))
 
 
 def test_figures_by_arithmetic() -> None:

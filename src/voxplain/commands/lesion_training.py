@@ -15,10 +15,6 @@ def train_lesions(
         Path, typer.Option(help="patients in Lesjak's layout, and lesion_masks/ of others as shapes of made lesions")
     ],
     out: Out,
-    brains: Annotated[
-        list[Path] | None,
-        typer.Option(help="BraTS folder: lesions are made far from the tumours, too; may be given more than once"),
-    ] = None,
     preset: PresetName = "small",
     leave_out: Annotated[str | None, typer.Option(help="train and score without this patient alone")] = None,
     final: Annotated[bool, typer.Option(help="train the network on all patients, too")] = True,
@@ -34,7 +30,6 @@ def train_lesions(
     lesions.train(
         data,
         out,
-        brains=brains or (),
         size="quick" if quick else preset,
         leave_out=leave_out,
         final=final,

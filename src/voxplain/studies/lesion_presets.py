@@ -35,8 +35,7 @@ class LesionPreset:
 
     `patch` is the edge in voxels of the patches that the network learns from; None takes the card's window, in which
     it will read scans. `painted` is how many copies of every real scan bear made lesions, `phantoms` how many made
-    brains there are, and of a brain of another patient there are `brain_copies` at 1 mm, fewer of coarser ones, at
-    least one; a real scan as it is counts `real` times as often as a painted one, a phantom `phantom` times.
+    brains there are; a real scan as it is counts `real` times as often as a painted one, a phantom `phantom` times.
     """
 
     card: Card
@@ -44,7 +43,6 @@ class LesionPreset:
     patch: int | None = None
     painted: int = 27
     phantoms: int = 12
-    brain_copies: int = 8
     real: float = 6.0
     phantom: float = 1.0
 
@@ -85,7 +83,6 @@ PRESETS = {
         SegmentationSettings(epochs=1, steps=2, batch_size=1),
         painted=1,
         phantoms=1,
-        brain_copies=1,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""One training of paper instance (004): real scans, the same with made lesions, and other brains with made lesions."""
+"""One training of paper instance (004): real scans as they are, the same with made lesions, and made brains."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ import numpy as np
 from voxplain.compute import Compute
 from voxplain.datasets import phantom
 from voxplain.datasets.case import Case
-from voxplain.datasets.deformation import deformed
 from voxplain.datasets.made_lesions import paint_lesions
 from voxplain.datasets.patches import Volume, draw, volume_of
-from voxplain.datasets.tumour_free import tumour_free
 from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder, read_json, write_text
@@ -34,10 +32,6 @@ DATA = (
     "3D MR brain scans of MS patients with consensus lesion masks, University Medical Centre Ljubljana, CC BY 4.0 "
     "(Lesjak 2018, 10.1007/s12021-017-9348-7), in MNI space at 1 mm"
 )
-_BRAINS = (
-    "what lies far from the tumour in brains of BraTS patients (Menze 2015, 10.1109/TMI.2014.2377694; Bakas 2017, "
-    "10.1038/sdata.2017.117; arXiv 1811.02629)"
-)
 _LABELS = "expert lesion masks of the training patients, and lesions that were made: shapes of other patients' masks"
 _LIMITS = (
     "Research software, not a medical device; learnt from so few patients that other scanners, sequences and diseases "
@@ -53,27 +47,25 @@ def train_network(
     folder: Path,
     *,
     preset: LesionPreset,
-    brains: Sequence[Case] = (),
     seed: int = 0,
     compute: Compute,
     title: str = "training",
 ) -> dict[str, Any]:
     """Train one network into `folder`: model.json, weights.safetensors and metrics.json; a finished one is kept.
 
-    Nothing but the given cases, shapes and brains (patients with a tumour, who have none of the lesions) is read. Where
-    there are more copies than shapes, they come again elsewhere.
+    Nothing but the given cases and shapes is read. Where `painted` exceeds the shapes, they come again elsewhere.
 
     Raises:
         InputError: no case, a case without an expert mask, no shapes to make lesions from, or a folder with another
             training.
     """
-    if not cases or (not shapes and preset.painted + preset.phantoms + len(brains) > 0):
+    if not cases or (not shapes and preset.painted + preset.phantoms > 0):
         raise InputError(
             "training needs patients with expert masks, and masks of other patients (lesion_masks/*.nii.gz in the data "
             f"folder) as shapes of made lesions; got {len(cases)} and {len(shapes)}"
         )
-    ids, others = [case.id for case in cases], [case.id for case in brains]
-    content = [dataclasses.asdict(preset), seed, ids, [path.name for path in shapes], others]
+    ids = [case.id for case in cases]
+    content = [dataclasses.asdict(preset), seed, ids, [path.name for path in shapes]]
     identity = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
     known = read_json(folder / "metrics.json")
     if known is not None:
@@ -82,7 +74,7 @@ def train_network(
         return known
     output_folder(folder)
     card, patch = preset.card, preset.patch_size
-    volumes = volumes_of(cases, shapes, preset, brains=brains, seed=seed, compute=compute)
+    volumes = volumes_of(cases, shapes, preset, seed=seed, compute=compute)
     network = new_network(card, seed)
     result = train_segmentation(
         network,
@@ -96,11 +88,9 @@ def train_network(
         title=title,
     )
     facts = {
-        "data": f"{DATA}; {_BRAINS}" if brains else DATA,
+        "data": DATA,
         "labels": _LABELS,
-        "ids": [*ids, *others],
-        "patients": ids,
-        "brains": len(brains),
+        "ids": ids,
         "shapes": len(shapes),
         "painted": preset.painted,
         "phantoms": preset.phantoms,
@@ -112,8 +102,8 @@ def train_network(
         "limits": _LIMITS,
     }
     description = (
-        f"Segments white-matter lesions of multiple sclerosis on FLAIR and T1. Learnt from {facts['data']}, with made "
-        f"lesions. {_LIMITS}"
+        f"Segments white-matter lesions of multiple sclerosis on FLAIR and T1. Learnt from {DATA}, with made lesions. "
+        f"{_LIMITS}"
     )
     card = dataclasses.replace(card, description=description, training=facts)
     save_model(network, card, folder, half_precision=True)
@@ -124,13 +114,7 @@ def train_network(
 
 
 def volumes_of(
-    cases: Sequence[Case],
-    shapes: Sequence[Path],
-    preset: LesionPreset,
-    *,
-    brains: Sequence[Case] = (),
-    seed: int,
-    compute: Compute,
+    cases: Sequence[Case], shapes: Sequence[Path], preset: LesionPreset, *, seed: int, compute: Compute
 ) -> list[Volume]:
     """All that patches are drawn from; every random choice follows from the seed and the volume's place in the list.
 
@@ -147,8 +131,6 @@ def volumes_of(
         random = np.random.default_rng((seed, 1, number, index))
         lesions = _elsewhere(masks[(number + index) % len(masks)], random)
         painted, labels = paint_lesions(scan, lesions, seed=int(random.integers(2**31)), known=known)
-        # One brain as it is would be learnt by heart: its choroid plexus is none, that of the next patient a lesion.
-        painted, labels = deformed(painted, labels, seed=int(random.integers(2**31)))
         found.append(volume_of(f"{case.id} with made lesions {number}", painted, labels, card, patch))
     for number in tracked(range(preset.phantoms), "made brains", shown=compute.progress):
         random = np.random.default_rng((seed, 2, number))
@@ -157,18 +139,6 @@ def volumes_of(
         healthy = phantom.glioma(int(random.integers(2**31)), spacing=1, grade=None).scan.select(["flair", "t1"])
         painted, labels = paint_lesions(healthy, lesions, seed=int(random.integers(2**31)))
         found.append(volume_of(f"phantom {number}", painted, labels, card, patch, preset.phantom))
-    number = 0
-    for case in tracked(brains, "made lesions in other brains", shown=compute.progress):
-        scan = tumour_free(case)
-        # A coarse scan holds less to learn from.
-        coarseness = case.scan(["flair"]).grid.voxel_volume
-        for _ in range(max(1, round(preset.brain_copies / coarseness))):
-            random = np.random.default_rng((seed, 3, number))
-            lesions = _elsewhere(masks[number % len(masks)], random)
-            painted, labels = paint_lesions(scan, lesions, seed=int(random.integers(2**31)))
-            painted, labels = deformed(painted, labels, seed=int(random.integers(2**31)))
-            found.append(volume_of(f"{case.id} with made lesions {number}", painted, labels, card, patch))
-            number += 1
     return found
 
 

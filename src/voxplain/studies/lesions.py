@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from voxplain.compute import Compute
-from voxplain.datasets import brats, multiple_sclerosis
+from voxplain.datasets import multiple_sclerosis
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
@@ -41,7 +40,6 @@ def train(
     data: Path,
     out: Path,
     *,
-    brains: Sequence[Path] = (),
     size: str = "small",
     leave_out: str | None = None,
     final: bool = True,
@@ -50,9 +48,6 @@ def train(
     console: Console,
 ) -> pd.DataFrame:
     """Train and score one network per patient left out (or for one of them alone), and the final one on all patients.
-
-    `brains` are folders in BraTS layout: what lies far from the tumour is painted with made lesions, too. Of a patient
-    who comes twice, the first counts.
 
     Whatever is finished in `out` is kept: `without-ID/` and `final/` are model folders, `ID/` the prediction of a
     patient by the network that never saw it; `scores.tsv` holds the figures, `cases.tsv` those of each patient.
@@ -66,26 +61,24 @@ def train(
     chosen = preset(size)
     cases = [case for case in multiple_sclerosis.cases(data) if case.segmentation is not None]
     shapes = multiple_sclerosis.lesion_shapes(data)
-    others: dict[str, Case] = {}
-    for folder in brains:
-        for case in brats.cases(folder):
-            others.setdefault(case.patient, case)
     names = [case.id for case in cases]
     if leave_out is not None and leave_out not in names:
         raise InputError(f"--leave-out names a patient with expert mask, one of {', '.join(names)}; got {leave_out!r}")
     if len(cases) < 2:
         raise InputError(f"leaving a patient out needs two with expert masks; {data} has {', '.join(names) or 'none'}")
-    training = functools.partial(train_network, preset=chosen, brains=list(others.values()), seed=seed, compute=compute)
     for case in cases:
         if leave_out not in (None, case.id):
             continue
         folder = out / f"without-{case.id}"
-        training([other for other in cases if other.id != case.id], shapes, folder, title=f"training without {case.id}")
+        others = [other for other in cases if other.id != case.id]
+        train_network(
+            others, shapes, folder, preset=chosen, seed=seed, compute=compute, title=f"training without {case.id}"
+        )
         _score(case, load_model(folder), out / case.id, chosen, compute)
         console.print(f"{case.id}: {out / case.id}", highlight=False, soft_wrap=True)
     summary = _summary(out, names)
     if leave_out is None and final:
-        training(cases, shapes, out / "final", title="final network")
+        train_network(cases, shapes, out / "final", preset=chosen, seed=seed, compute=compute, title="final network")
         console.print(f"model: {out / 'final'}", highlight=False, soft_wrap=True)
     _write(summary, out, size=size, seed=seed)
     return summary

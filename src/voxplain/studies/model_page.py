@@ -125,9 +125,8 @@ def lesions_page(card: Card) -> str:
         "",
         f"- Data: {facts['data']}.",
         f"- Labels: {facts['labels']}.",
-        f"- Patients: {', '.join(facts['patients'])}, each as it is and {facts['painted']} times with made lesions "
-        f"and bent; {facts['phantoms']} made brains; brains of {facts['brains']} other patients; shapes "
-        f"from masks of {facts['shapes']} other patients.",
+        f"- Patients: {', '.join(facts['ids'])}, each as it is and {facts['painted']} times with made lesions; "
+        f"{facts['phantoms']} made brains; shapes from masks of {facts['shapes']} other patients.",
         f"- Seed {facts['seed']}, settings {facts['settings']}.",
         "",
         "## Figures",
