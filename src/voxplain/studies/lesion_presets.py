@@ -75,7 +75,7 @@ PRESETS = {
     ),
     # Patches smaller than the windows: three times as many steps in the time.
     "small": LesionPreset(
-        _card((16, 32, 64, 128, 256)), SegmentationSettings(epochs=50, steps=100, lightest=0.5, heaviest=1.0), patch=64
+        _card((16, 32, 64, 128, 256)), SegmentationSettings(epochs=50, steps=100, lightest=3.0, heaviest=3.0), patch=64
     ),
     # Numbers that mean nothing, in seconds.
     "quick": LesionPreset(
