@@ -76,7 +76,9 @@ PRESETS = {
     # Patches smaller than the windows: three times as many steps in the time. By the paper's weights false positives
     # would count next to nothing in most patches, where lesions are tiny (docs/results/instance.md).
     "small": LesionPreset(
-        _card((16, 32, 64, 128, 256)), SegmentationSettings(epochs=50, steps=100, lightest=3.0, heaviest=3.0), patch=64
+        _card((16, 32, 64, 128, 256)),
+        SegmentationSettings(epochs=50, steps=100, heaviest=1.0, false_positives=3.0),
+        patch=64,
     ),
     # Numbers that mean nothing, in seconds.
     "quick": LesionPreset(
