@@ -193,12 +193,14 @@ def deep_model() -> vx.Model:
     return vx.Model(network.eval(), vx.Card(name="deep", channels=("t1",), classes=("a", "b", "c", "d")))
 
 
-def explained(said: str | None, model: vx.Model | None = None, **compute: object) -> vx.Explanation:
+def explained(
+    said: str | None, model: vx.Model | None = None, parts: vx.RelevanceMap = PARTS, **compute: object
+) -> vx.Explanation:
     """The wide scan's map, which must be that of full passes, after warnings that match."""
     model, full = model or wide_model(), vx.Compute("cpu", engine="full", threads=1)
-    expected = PARTS(model, wide_scan(), compute=full).map
+    expected = parts(model, wide_scan(), compute=full).map
     with pytest.warns(UserWarning, match=said) if said else nullcontext():
-        found = PARTS(model, wide_scan(), compute=vx.Compute("cpu", engine="incremental", threads=1, **compute))
+        found = parts(model, wide_scan(), compute=vx.Compute("cpu", engine="incremental", threads=1, **compute))
     np.testing.assert_allclose(found.map, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert found.provenance["passes"]["forward"] == 1 + len(found.scores)
     return found
@@ -240,11 +242,13 @@ def test_goes_on_in_full_where_the_clean_run_runs_out_of_memory(monkeypatch):
 
 
 def test_says_how_much_memory_the_engine_needs():
-    found = explained(r"the incremental engine needs .* give --memory \S+ or more", deep_model(), memory="8MB")
+    # Few parts: a pass through so many layers takes long.
+    parts = vx.RelevanceMap(partition="cubes:20", mask="none", scale="logit")
+    found = explained(r"the incremental engine needs .* give --memory \S+ or more", deep_model(), parts, memory="8MB")
     assert found.provenance["incremental_passes"] == 0
     (warning,) = [text for text in found.provenance["warnings"] if "--memory" in text]
     enough = warning.partition("give --memory ")[2].split()[0]
-    assert explained(None, deep_model(), memory=enough).provenance["incremental_passes"] == len(found.scores)
+    assert explained(None, deep_model(), parts, memory=enough).provenance["incremental_passes"] == len(found.scores)
 
 
 @pytest.mark.parametrize("engine", ["full", "incremental"])
