@@ -77,6 +77,8 @@ def test_false_positives_weigh_no_less_than_they_must() -> None:
     expected = 1 - (2 * hits + 1) / (2 * hits + 0.5 * false_positives + missed + 1)
     found = normalised_dice_loss(PROBABILITY[:1], REFERENCE[:1], load=0.9, lightest=0.5)
     assert float(found) == pytest.approx(expected, rel=1e-5)
+    one = blob_loss(PROBABILITY[:1], REFERENCE[:1].long(), load=0.9, lightest=0.5)
+    assert float(one) == pytest.approx(expected, rel=1e-5)
     for lightest, heaviest in ((-0.1, None), (2.0, 1.0), (math.nan, None)):
         with pytest.raises(ValueError, match="lightest is a weight"):
             normalised_dice_loss(PROBABILITY, REFERENCE, lightest=lightest, heaviest=heaviest)

@@ -73,7 +73,12 @@ def normalised_dice_loss(
 
 
 def blob_loss(
-    probability: torch.Tensor, blobs: torch.Tensor, *, load: float | None = None, heaviest: float | None = None
+    probability: torch.Tensor,
+    blobs: torch.Tensor,
+    *,
+    load: float | None = None,
+    lightest: float = 0.0,
+    heaviest: float | None = None,
 ) -> torch.Tensor:
     """1 - Dice of each blob by itself (Kofler 2022), a scalar in [0, 1]: small lesions count as much as large ones.
 
@@ -85,12 +90,13 @@ def blob_loss(
         probability: of the lesion, (B, X, Y, Z), 0 to 1.
         blobs: numbers of the blobs from 1 on, without gaps, 0 elsewhere, int64 (B, X, Y, Z).
         load: takes the normalised Dice at this lesion load instead, each blob being the reference.
-        heaviest: the largest weight of false positives in the normalised Dice, None for any.
+        lightest: the smallest weight of false positives in the normalised Dice.
+        heaviest: the largest, None for any.
 
     Raises:
         ValueError: shapes differ, or a load or a weight outside of its range.
     """
-    _check_shapes(probability, blobs, load, 0.0, heaviest)
+    _check_shapes(probability, blobs, load, lightest, heaviest)
     found = []
     for predicted, numbers in zip(probability.flatten(1), blobs.flatten(1), strict=True):
         count = int(numbers.max())
@@ -102,7 +108,7 @@ def blob_loss(
         extent = sizes[0] + sizes[1:]
         kappa = torch.ones_like(extent)
         if load is not None:
-            kappa = _false_positive_weight(sizes[1:], extent, load, 0.0, heaviest)
+            kappa = _false_positive_weight(sizes[1:], extent, load, lightest, heaviest)
         found.append((1 - _dice_of(sums[1:], sums[0], sizes[1:], kappa)).mean())
     return torch.stack(found).mean() if found else probability.sum() * 0
 

@@ -16,7 +16,7 @@ from voxplain.errors import InputError
 
 _CHOICES = {
     "activation": ("sigmoid", "softmax"),
-    "normalisation": ("none", "min-max", "z-score", "tissue", "white-matter", "grey-matter"),
+    "normalisation": ("none", "min-max", "z-score", "tissue", "grey-matter"),
     "region": ("whole", "half"),
     "spatial_dims": (2, 3),
     "slices": (None, "axial", "coronal", "sagittal"),
@@ -85,7 +85,7 @@ class Card:
     slices: Literal["axial", "coronal", "sagittal"] | None = None
     spacing: tuple[float, float, float] | None = None
     orientation: str | None = None
-    normalisation: Literal["none", "min-max", "z-score", "tissue", "white-matter", "grey-matter"] = "none"
+    normalisation: Literal["none", "min-max", "z-score", "tissue", "grey-matter"] = "none"
     region: Literal["whole", "half"] = "whole"
     shape: tuple[int, int, int] | None = None
     window: tuple[int, int, int] | None = None

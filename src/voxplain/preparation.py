@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from voxplain.brain_tissue import grey_matter, white_matter
+from voxplain.brain_tissue import grey_matter
 from voxplain.errors import InputError
 from voxplain.grid import Grid
 from voxplain.midplane import centre_along, checked_midplane, face_world
@@ -282,8 +282,7 @@ def _normalised(scan: Scan, card: Card) -> tuple[Scan, tuple[float, ...]]:
     """The scan normalised per sequence, and what the raw value 0 became in each channel."""
     if card.normalisation == "none":
         return scan, (0.0,) * len(scan.channels)
-    tissues = {"white-matter": white_matter, "grey-matter": grey_matter}
-    median = tissues[card.normalisation](scan) if card.normalisation in tissues else {}
+    median = grey_matter(scan) if card.normalisation == "grey-matter" else {}
     data = np.empty_like(scan.data)
     background = []
     for index, channel in enumerate(scan.data):

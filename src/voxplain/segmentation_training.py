@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +47,9 @@ class SegmentationSettings:
     """How a segmentation network is trained; the last epoch is kept.
 
     An epoch has `steps` batches of `batch_size` patches. The loss is normalised Dice at lesion load `load`, in which
-    false positives weigh `heaviest` at most (None: as much as they do), plus `blob` times the blob loss; the paper has
-    nothing else. With `false_positives` they weigh so much in the first of the two, whatever the load: one then teaches
-    what to leave alone, the other to find each lesion. `cross_entropy` adds so much of the cross-entropy. Optimiser,
-    schedule, `averaging`, `clip` and `precision` are as in `voxplain.training.Settings`.
+    false positives weigh `lightest` at least and `heaviest` at most (None: as much as they do), plus `blob` times the
+    blob loss; the paper has nothing else. `cross_entropy` adds so much of the cross-entropy (no part of paper instance,
+    004). Optimiser, schedule, `averaging`, `clip` and `precision` are as in `voxplain.training.Settings`.
     """
 
     epochs: int = 20
@@ -63,8 +63,8 @@ class SegmentationSettings:
     clip: float | None = 5.0
     precision: str = "bfloat16"
     load: float = 0.001
+    lightest: float = 0.0
     heaviest: float | None = None
-    false_positives: float | None = None
     blob: float = 1.0
     cross_entropy: float = 0.0
     augmentation: bool = True
@@ -79,10 +79,12 @@ class SegmentationSettings:
         for name in ("blob", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is a weight of at least 0; got {getattr(self, name)}")
-        for name in ("heaviest", "false_positives"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} is a weight above 0, or None; got {value}")
+        limit = math.inf if self.heaviest is None else self.heaviest
+        if not 0 <= self.lightest <= limit or not limit > 0:
+            raise InputError(
+                "lightest and heaviest are the least and the most that false positives weigh, from 0 on; got "
+                f"{self.lightest} and {self.heaviest}"
+            )
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip is the largest norm of a gradient, above 0, or None; got {self.clip}")
 
@@ -228,16 +230,10 @@ def segmentation_loss(
             f"the network returns {tuple(output.shape)}"
         )
     probability = torch.softmax(output, dim=1)[:, lesion]
-    fixed = settings.false_positives
-    loss = normalised_dice_loss(
-        probability,
-        blobs > 0,
-        load=settings.load,
-        lightest=fixed or 0.0,
-        heaviest=settings.heaviest if fixed is None else fixed,
-    )
+    weights: dict[str, Any] = {"load": settings.load, "lightest": settings.lightest, "heaviest": settings.heaviest}
+    loss = normalised_dice_loss(probability, blobs > 0, **weights)
     if settings.blob:
-        loss = loss + settings.blob * blob_loss(probability, blobs, load=settings.load, heaviest=settings.heaviest)
+        loss = loss + settings.blob * blob_loss(probability, blobs, **weights)
     if settings.cross_entropy:
         other = 1 if lesion == 0 else 0
         loss = loss + settings.cross_entropy * cross_entropy(output, torch.where(blobs > 0, lesion, other))

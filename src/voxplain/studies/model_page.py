@@ -117,8 +117,8 @@ def lesions_page(card: Card) -> str:
         f"- Sequences, by name: {', '.join(card.channels)}; {card.normalisation} per sequence over voxels that are not "
         "0; skull-stripped, at 1 mm.",
         f"- Windows of {window} voxels, {card.overlap:.0%} overlap, Gaussian blending.",
-        f"- Says: {', '.join(card.classes)} ({card.activation}); lesion from a probability of {card.threshold:g}, as "
-        "in the paper; lesions are 18-connected and measure at least 5 mm^3.",
+        f"- Says: {', '.join(card.classes)} ({card.activation}); lesion from a probability of {card.threshold:g} "
+        "(the paper: 0.3); lesions are 18-connected and measure at least 5 mm^3.",
         f"- Network: `{card.factory}` with {dict(card.arguments)}, {facts['parameters']:,} weights, stored in 16 bits.",
         "",
         "## Training",
