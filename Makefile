@@ -16,9 +16,9 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/voxplain demo --out demo
 
-# Two processes with one thread each: tests are many and small.
+# Two processes with one thread each: tests are many and small. Files in the order of tests/conftest.py, long ones first.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check

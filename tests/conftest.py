@@ -35,6 +35,29 @@ settings.register_profile("voxplain", derandomize=True, deadline=None, max_examp
 settings.load_profile("voxplain")
 
 
+# Files that take longest, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "test_readme.py",
+    "test_every_explainer.py",
+    "test_instance.py",
+    "test_engine.py",
+    "test_gp.py",
+    "test_phantom.py",
+    "test_cli.py",
+    "test_budget.py",
+    "test_grade_phantoms.py",
+    "test_lesions.py",
+    "test_preprocessing.py",
+    "test_demo_lesions.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; others stay in order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def _is_forbidden(report: pytest.TestReport | pytest.CollectReport) -> bool:
     """Whether a skip counts as a failure: VOXPLAIN_NO_SKIPS=1 says that all that a test may need is there."""
     return os.environ.get("VOXPLAIN_NO_SKIPS") == "1" and report.skipped and "wasxfail" not in vars(report)
