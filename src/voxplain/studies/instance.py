@@ -16,6 +16,7 @@ from voxplain.compute import Compute
 from voxplain.datasets import multiple_sclerosis
 from voxplain.datasets.case import Case
 from voxplain.datasets.made_patients import write_made_patients
+from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, write_json, write_text
@@ -131,6 +132,7 @@ def study(
     ]
     if wanted.phantoms:
         made = write_made_patients(out / "phantoms", n=wanted.phantoms, seed=seed, spacing=wanted.spacing)
+        made = tracked(made, "made patients", shown=compute.progress, total=wanted.phantoms)
         tasks += [Task(case, model, made=True, whole=False) for case in made]
     return _run(tasks, settings, shapes=multiple_sclerosis.lesion_shapes(data), left_out=left_out)
 
