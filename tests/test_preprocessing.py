@@ -58,7 +58,8 @@ def test_registration_brings_a_moved_flair_back(head: Scan) -> None:
     assert found.channels == ("flair",)
     assert t1.grid.difference(found.grid) is None
     again, _ = register(moved, t1)
-    np.testing.assert_array_equal(again.data, found.data)
+    # ITK's smoothing and resampling differ in the last bit from run to run.
+    np.testing.assert_allclose(again.data, found.data, rtol=1e-5, atol=1e-3)
 
 
 def test_registration_works_across_grids(head: Scan) -> None:
