@@ -393,7 +393,7 @@ def test_provenance_says_what_was_run(explainer: vx.Explainer, world: World) -> 
     assert len(probabilities) == (2 if world.card.region == "half" else 1)
 
 
-@pytest.mark.parametrize("compute", [(1, 1), (2, 2), (5, 1)], ids=str)
+@pytest.mark.parametrize("compute", [(1, 1), (2, 2), (5, 1), (5, 2)], ids=str)
 def test_batch_size_and_threads_change_nothing(explainer: vx.Explainer, world: World, compute: tuple[int, int]) -> None:
     reference = explainer(world.model(explainer), world.scan, compute=vx.Compute(device="cpu", batch_size=1, threads=1))
     batch_size, threads = compute
