@@ -369,7 +369,7 @@ def main(
         raise typer.BadParameter(f"no section {', '.join(unknown)}; sections: {', '.join(SECTIONS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    sizes = Sizes(quick, 2 if quick else pairs, Compute(device=device, memory=memory, threads=threads))
+    sizes = Sizes(quick, 1 if quick else pairs, Compute(device=device, memory=memory, threads=threads))
     for name in only or SECTIONS:
         rows = []
         for row in SECTIONS[name](sizes):

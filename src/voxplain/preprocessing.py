@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,18 +55,18 @@ def register(moving: Scan, fixed: Scan, *, seed: int = 0) -> tuple[Scan, dict[st
     method.SetShrinkFactorsPerLevel(_SHRINK)
     method.SetSmoothingSigmasPerLevel(_SMOOTH_MM)
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
-    # What ITK adds up on several threads differs from run to run.
     method.SetNumberOfThreads(1)
     method.SetInitialTransform(centre, inPlace=False)
     try:
-        before = -method.MetricEvaluate(still, other)
-        found = method.Execute(still, other)
+        with _one_thread():
+            before = -method.MetricEvaluate(still, other)
+            found = method.Execute(still, other)
+            moved = array_of(sitk.Resample(other, still, found, sitk.sitkLinear, 0.0, sitk.sitkFloat32))
     except RuntimeError as error:
         raise InputError(
             f"{moving.channels[0]} could not be registered to {fixed.channels[0]}: do they show the same head, roughly "
             f"in the same place? ({' '.join(str(error).split())[-160:]})"
         ) from error
-    moved = array_of(sitk.Resample(other, still, found, sitk.sitkLinear, 0.0, sitk.sitkFloat32))
     if (fixed.data == 0).any() and (moving.data == 0).any():
         moved = np.where(fixed.data[0] != 0, moved, 0)
     rigid = sitk.Euler3DTransform(found.GetNthTransform(0) if found.GetName() == "CompositeTransform" else found)
@@ -77,6 +78,17 @@ def register(moving: Scan, fixed: Scan, *, seed: int = 0) -> tuple[Scan, dict[st
         "mutual_information": [round(before, 4), round(-method.GetMetricValue(), 4)],
     }
     return Scan(moved[None], fixed.grid, moving.channels), record
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What ITK adds up on several threads differs from run to run; the filters inside of a method have their own."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def correct_bias(

@@ -165,6 +165,7 @@ def study_refinement(
         preset="quick" if quick else preset,
         folds=folds or (2 if quick else 5),
         segments=10 if quick else 100,
+        draws=1 if quick else refinement.DRAWS,
         seed=seed,
         compute=compute_of(device, memory, threads),
         console=out_console,

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from voxplain.io.atomic import output_folder, read_json, write_text
 from voxplain.io.bundle import load_model, save_model
 from voxplain.io.nifti import read_labels
 from voxplain.optimisation import finish
-from voxplain.scan import Labels
+from voxplain.scan import Labels, Scan
 from voxplain.segmentation_training import train_segmentation
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.lesion_presets import LesionPreset
@@ -136,10 +137,16 @@ def volumes_of(
         random = np.random.default_rng((seed, 2, number))
         lesions = _elsewhere(masks[int(random.integers(len(masks)))], random)
         # Painted, not grown with the phantom: made lesions of either kind then look alike.
-        healthy = phantom.glioma(int(random.integers(2**31)), spacing=1, grade=None).scan.select(["flair", "t1"])
+        healthy = _made_brain(int(random.integers(2**31)))
         painted, labels = paint_lesions(healthy, lesions, seed=int(random.integers(2**31)))
         found.append(volume_of(f"phantom {number}", painted, labels, card, patch, preset.phantom))
     return found
+
+
+@lru_cache(maxsize=2)
+def _made_brain(seed: int) -> Scan:
+    """FLAIR and T1 of a brain without lesions; the networks of a smoke run share their only one."""
+    return phantom.glioma(seed, spacing=1, grade=None).scan.select(["flair", "t1"])
 
 
 def _elsewhere(lesions: Labels, random: np.random.Generator) -> Labels:

@@ -56,7 +56,7 @@ _CONTROLS = ("random-relevance-map", "random-grad-cam", "random-fused")
 _SEEDS = (0.7, 0.1)
 _FINISHES = ("otsu", "mixture", "random-walker")
 # A random map is a matter of luck: this many are drawn for each case, and their mean counts.
-_DRAWS = 5
+DRAWS = 5
 
 
 def study(
@@ -66,6 +66,7 @@ def study(
     preset: str = "small",
     folds: int = 5,
     segments: int = 100,
+    draws: int = DRAWS,
     seed: int = 0,
     compute: Compute,
     console: Console | None = None,
@@ -93,11 +94,11 @@ def study(
         ]
     for index, model, case, part in tracked(work, "explaining and finishing", shown=compute.progress):
         path = kept / f"fold{index}-{case.id}.json"
-        identity = json.dumps([model.fingerprint, model.card.to_dict(), segments, seed, _DRAWS])
+        identity = json.dumps([model.fingerprint, model.card.to_dict(), segments, seed, draws])
         found = read_json(path)
         if found is None or found["identity"] != identity:
-            draws = _DRAWS if part == "test" else 0
-            rows = score_case(case, model, index, segments=segments, draws=draws, seed=seed, compute=compute)
+            drawn = draws if part == "test" else 0
+            rows = score_case(case, model, index, segments=segments, draws=drawn, seed=seed, compute=compute)
             found = {"identity": identity, "rows": rows.to_dict(orient="list")}
             write_json(found, path)
         (tables if part == "test" else validation).append(pd.DataFrame(found["rows"]))
@@ -112,7 +113,7 @@ def study(
         "selected": chosen,
         "segments": segments,
         "seed": seed,
-        "random_maps_per_case": _DRAWS,
+        "random_maps_per_case": draws,
         "versions": versions(),
     }
     write_json(facts, results / "provenance.json")
