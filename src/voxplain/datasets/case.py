@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from voxplain.errors import InputError
-from voxplain.io.nifti import read_labels, read_sequences
+from voxplain.io.nifti import read_labels, read_sequences, read_stacked
 from voxplain.scan import Labels, Scan
 
 
@@ -19,8 +19,9 @@ class Case:
 
     `patient` is what splits go by: two time points of one patient are two cases with the same `patient`. `files` are
     the sequences by canonical name, in the order in which the scan's channels come; `missing` the sequences that the
-    data set promises and this patient lacks. `grade` is "HGG" or "LGG" where it is known. `label_values` says which
-    value the expert mask gives to each part of the tumour.
+    data set promises and this patient lacks. `grade` is the tumour's class in the words of the data set where it is
+    known: "HGG" or "LGG" in BraTS, "G", "A" or "O" in CPM-RadPath. `label_values` says which value the expert mask
+    gives to each part of the tumour. Where one 4D file holds all sequences, `places` says which of its volumes each is.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Case:
     grade: str | None
     label_values: Mapping[str, int] = field(hash=False)
     missing: tuple[str, ...] = ()
+    places: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def scan(self, sequences: Sequence[str] | None = None) -> Scan:
         """The scan with all its sequences, or with those named, in that order.
@@ -46,6 +48,8 @@ class Case:
                 "or leave this case out"
             )
         try:
+            if self.places:
+                return read_stacked(self.files[wanted[0]], {name: self.places[name] for name in wanted})
             return read_sequences({name: self.files[name] for name in wanted})
         except InputError as error:
             raise InputError(f"case {self.id}: {error}") from error

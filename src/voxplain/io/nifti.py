@@ -81,6 +81,23 @@ def read_sequences(files: Mapping[str, Path]) -> Scan:
     return Scan(np.stack(list(volumes.values())), first[1], tuple(volumes))
 
 
+def read_stacked(path: str | Path, volumes: Mapping[str, int]) -> Scan:
+    """Read a scan whose sequences lie one after the other in a 4D file, {name: its place, counted from 0}.
+
+    Raises:
+        InputError: no such file, a broken one, one that is not 4D, or with fewer volumes than asked for.
+    """
+    path = Path(path)
+    data, grid = _read_array(path)
+    if data.ndim != 4 or not data.shape[3] > max(volumes.values()):
+        raise InputError(
+            f"expected a 4D file with {max(volumes.values()) + 1} volumes or more, one for each of "
+            f"{', '.join(volumes)}; {path.name} has shape {data.shape}"
+        )
+    stacked = np.stack([data[..., place] for place in volumes.values()])
+    return Scan(stacked.astype(np.float32, copy=False), grid, tuple(map(canonical, volumes)))
+
+
 def read_labels(path: str | Path) -> Labels:
     """Read labels or a mask (whole numbers, 0 is background) from a NIfTI file."""
     volume, grid = _read_volume(Path(path))
