@@ -13,6 +13,7 @@ from voxplain.datasets.phantom import (
     SHORTCUT_CENTRE_MM,
     SHORTCUT_RADIUS_MM,
     SHORTCUT_SEQUENCE,
+    TYPES,
     Phantom,
     glioma,
     multiple_sclerosis,
@@ -160,6 +161,31 @@ def test_whole_brain_means_do_not_tell_the_grade() -> None:
         assert found.mean() <= 0.6
 
 
+def test_types_have_one_outline_and_look_as_the_rules_say() -> None:
+    types = {name: glioma(3, grade=name) for name in TYPES}
+    assert np.array_equal(types["G"].scan.data, glioma(3, grade="HGG").scan.data)
+    core = {name: np.isin(made.labels.data, (1, 4)) for name, made in types.items()}
+    assert np.array_equal(core["G"], core["A"])
+    assert np.array_equal(core["A"], core["O"])
+    assert [set(np.unique(types[name].labels.data)) for name in TYPES] == [{0, 1, 2, 4}, {0, 1, 2}, {0, 1, 2}]
+    white = {name: tissue_medians(made)["white"] for name, made in types.items()}
+    inner = ndimage.binary_erosion(core["A"], iterations=2)
+    shown = {
+        name: {
+            sequence: made.scan.channel(sequence)[inner] / level
+            for sequence, level in zip(made.scan.channels, white[name], strict=True)
+        }
+        for name, made in types.items()
+    }
+    assert np.median(shown["A"]["flair"]) < 0.8
+    assert np.median(shown["A"]["t2"]) > 2.2
+    assert np.median(shown["O"]["flair"]) > 1.3
+    dark = (shown["O"]["t2"] < 0.8).mean()
+    assert 0.1 < dark < 0.4
+    assert max((shown[name]["t2"] < 0.8).mean() for name in ("G", "A")) < 0.02
+    assert np.median(types["G"].scan.channel("t1ce")[types["G"].labels.data == 4]) > 1.3 * white["G"][2]
+
+
 def test_a_shortcut_is_there_only_where_it_was_asked_for(made: Phantom) -> None:
     marked = glioma(0, side="left", shortcut=True)
     assert (marked.shortcut, made.shortcut) == (True, False)
@@ -223,7 +249,7 @@ def test_what_is_refused(made: Phantom, tmp_path: Path) -> None:
             make(-1)
     with pytest.raises(InputError, match=r"'left' or 'right'.*got 'middle'"):
         glioma(0, side="middle")
-    with pytest.raises(InputError, match="HGG or LGG, or None for no tumour; got 'IV'"):
+    with pytest.raises(InputError, match="HGG, LGG, G, A, O, or None for no tumour; got 'IV'"):
         glioma(0, grade="IV")
     empty = Labels(np.zeros(made.scan.grid.shape), made.scan.grid)
     with pytest.raises(InputError, match="mask is empty"):

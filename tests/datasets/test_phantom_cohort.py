@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from voxplain.cli import app
 from voxplain.datasets import phantom_cohort
 from voxplain.datasets.brats import cases
-from voxplain.datasets.phantom import SHORTCUT_SEQUENCE, glioma
+from voxplain.datasets.phantom import SHORTCUT_SEQUENCE, TYPES, glioma
 from voxplain.datasets.phantom_cohort import write_gliomas, write_multiple_sclerosis
 from voxplain.errors import InputError
 from voxplain.grid import Grid
@@ -31,6 +31,17 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_types_are_dealt_in_turn_and_read_back(tmp_path: Path) -> None:
+    written = list(write_gliomas(tmp_path / "types", n=3, grades=TYPES))
+    assert [case.grade for case in written] == ["G", "A", "O"]
+    both = CliRunner().invoke(
+        app, ["phantom", "glioma", "--n", "3", "--types", "--clear", "--out", str(tmp_path / "x")]
+    )
+    assert both.exit_code == 2
+    assert "got --types and --clear" in both.output
+    assert [case.grade for case in cases(tmp_path / "types")] == ["G", "A", "O"]
 
 
 def test_brats_reads_it(cohort: Path) -> None:

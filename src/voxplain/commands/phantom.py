@@ -22,17 +22,22 @@ def phantom_glioma(
     seed: Seed = 0,
     spacing: Spacing = 2.0,
     grade: Annotated[str | None, typer.Option(help="HGG or LGG only; half and half by default")] = None,
+    types: Annotated[
+        bool, typer.Option("--types", help="glioblastoma (G), astrocytoma (A) and oligodendroglioma (O) in turn")
+    ] = False,
     clear: Annotated[bool, typer.Option("--clear", help="brains without tumour")] = False,
     shortcut: Annotated[
-        str | None, typer.Option(help="HGG or LGG: patients of this grade bear a marker outside the tumour")
+        str | None, typer.Option(help="HGG, LGG, G, A or O: patients of it bear a marker outside the tumour")
     ] = None,
 ) -> None:
     """Make patients with gliomas in BraTS layout, with their grades; finished patients are kept."""
+    from voxplain.datasets.phantom import TYPES
     from voxplain.datasets.phantom_cohort import write_gliomas
 
-    if clear and grade is not None:
-        raise InputError(f"--clear makes brains without tumour, which have no grade; got --grade {grade} too")
-    grades: Sequence[str | None] = [None] if clear else GRADES if grade is None else [grade]
+    asked = [name for name, given in (("--grade", grade), ("--types", types), ("--clear", clear)) if given]
+    if len(asked) > 1:
+        raise InputError(f"a cohort is of one grade, of types, or without tumours; got {' and '.join(asked)}")
+    grades: Sequence[str | None] = [None] if clear else TYPES if types else GRADES if grade is None else [grade]
     made = write_gliomas(out, n=n, seed=seed, spacing=spacing, grades=grades, shortcut=shortcut)
     _print_phantoms(made, n, out)
 

@@ -13,6 +13,8 @@ from voxplain.io.sequences import patient_folder_files, sequence_of
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 GRADES = ("HGG", "LGG")
+# Cohorts of phantoms may hold the types of glioma of CPM-RadPath in the place of grades.
+_IN_TABLES = (*GRADES, "G", "A", "O")
 
 _LABEL_VALUES = {"necrotic": 1, "oedema": 2, "enhancing": 4}
 _LABEL_VALUES_2023 = {"necrotic": 1, "oedema": 2, "enhancing": 3}
@@ -121,7 +123,7 @@ def _name_mapping(root: Path) -> dict[str, str]:
         with open(table, newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 grade = (row.pop("Grade", None) or "").strip().upper()
-                if grade not in GRADES:
+                if grade not in _IN_TABLES:
                     continue
                 for name in {cell.strip() for cell in row.values() if isinstance(cell, str)} - {"", "NA"}:
                     if grades.setdefault(name, grade) != grade:

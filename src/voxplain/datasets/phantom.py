@@ -31,6 +31,8 @@ from voxplain.io.nifti import save
 from voxplain.scan import Labels, Scan
 
 SIDES = ("left", "right")
+# Types of glioma in the words of CPM-RadPath: glioblastoma, astrocytoma, oligodendroglioma.
+TYPES = ("G", "A", "O")
 
 # The marker of a planted shortcut: a bright ball in one sequence, in the left half of the cerebellum.
 SHORTCUT_SEQUENCE = "t2"
@@ -46,6 +48,13 @@ _CONTRASTS = {
     "t1ce": (0.76, 1.0, 0.34, 0.78, 0.88, 1.55),
     "t2": (1.55, 1.0, 3.2, 2.20, 1.85, 1.70),
 }
+# What the core of a glioma of that type shows instead of necrosis, and calcium. An astrocytoma's is bright on T2 and
+# dark on FLAIR, where only its surroundings are bright ("T2-FLAIR mismatch"); an oligodendroglioma's is bright on both.
+_CORES = {
+    "A": {"flair": 0.6, "t1": 0.55, "t1ce": 0.62, "t2": 2.9},
+    "O": {"flair": 1.75, "t1": 0.78, "t1ce": 0.84, "t2": 2.0},
+}
+_CALCIUM = {"flair": 0.35, "t1": 0.55, "t1ce": 0.6, "t2": 0.4}
 _MS_LESION = {"flair": 1.75, "t1": 0.74, "t1ce": 0.78, "t2": 2.0}
 # How much of a voxel's signal a vessel takes, and how bright it is.
 _VESSELS = {"flair": (0.2, 0.6), "t1": (0.2, 0.75), "t1ce": (1.0, 2.4), "t2": (0.2, 0.5)}
@@ -64,7 +73,7 @@ _NOISIER = {1: 1.3, 2: 1.0}
 class Phantom:
     """A made patient: the scan, its labels on the same grid, and what was asked for.
 
-    `kind` is "glioma" or "ms"; `grade` "HGG", "LGG" or None (no tumour, or no glioma); `side` of the tumour "left"
+    `kind` is "glioma" or "ms"; `grade` as asked for, or None (no tumour, or no glioma); `side` of the tumour "left"
     (x < 0) or "right", None without one; `shortcut` whether the marker is planted.
     """
 
@@ -92,14 +101,18 @@ def glioma(
     grid (RAS+, the mid-sagittal plane at x = 0). The tumour (24 to 150 ml) lies wholly in one half. One seed is one
     patient, whatever the spacing; another `grade` or `side` is the same brain with another tumour. A "HGG" has an
     enhancing rim around necrosis, a "LGG" the same outline and no enhancement; without a grade there is no tumour and
-    the labels are all 0. A `shortcut` is a bright ball (5 mm) in T2 at (-26, -62, -42) mm, in the cerebellum, where
-    no tumour grows; it is not in the labels. Fluid has 3.2 times the signal of white matter there, the marker 4 times:
-    a network has to look for it. With a higher `brightness` it is what strikes first.
+    the labels are all 0. In the words of CPM-RadPath, "G" (glioblastoma) looks as "HGG" does; "A" (astrocytoma) does
+    not enhance and has a core that is bright on T2 and dark on FLAIR; "O" (oligodendroglioma) does not enhance, is
+    bright on both, and holds clumps of calcium that are dark on all. A patient's types have one outline.
+
+    A `shortcut` is a bright ball (5 mm) in T2 at (-26, -62, -42) mm, in the cerebellum, where no tumour grows; it is
+    not in the labels. Fluid has 3.2 times the signal of white matter there, the marker 4 times: a network has to look
+    for it. With a higher `brightness` it is what strikes first.
 
     Args:
         seed: the patient.
         spacing: voxel size in mm, 1 or 2.
-        grade: "HGG", "LGG", or None for the same patient without tumour.
+        grade: "HGG", "LGG", "G", "A", "O", or None for the same patient without tumour.
         side: the patient's "left" (x < 0) or "right"; None leaves it to the seed.
         shortcut: whether the marker is planted.
         brightness: the marker's signal, as a multiple of white matter's.
@@ -108,8 +121,10 @@ def glioma(
         InputError: another spacing, grade or side, a negative seed, or a brightness of 0 or less.
     """
     _check(seed, spacing)
-    if grade is not None and grade not in GRADES:
-        raise InputError(f"the grade of a glioma is {' or '.join(GRADES)}, or None for no tumour; got {grade!r}")
+    if grade is not None and grade not in (*GRADES, *TYPES):
+        raise InputError(
+            f"the grade of a glioma is one of {', '.join((*GRADES, *TYPES))}, or None for no tumour; got {grade!r}"
+        )
     if side is not None and side not in SIDES:
         raise InputError(f"a tumour lies 'left' or 'right' (None: as the seed says); got {side!r}")
     if not 0 < brightness < np.inf:
@@ -123,8 +138,9 @@ def glioma(
         side = side or drawn
         tumour = grow_glioma(growth, anatomy, -1 if side == "left" else 1, grade)
         anatomy, labels = tumour.anatomy, tumour.labels
-        parts = [labels == NECROTIC, tumour.oedema * (labels == OEDEMA), labels == ENHANCING]
-    scan = _scanned(scanner, anatomy, parts, _CONTRASTS, marker=brightness if shortcut else None)
+        third = tumour.calcium if grade in _CORES else labels == ENHANCING
+        parts = [(labels == NECROTIC) & ~tumour.calcium, tumour.oedema * (labels == OEDEMA), third]
+    scan = _scanned(scanner, anatomy, parts, _contrasts(grade), marker=brightness if shortcut else None)
     return Phantom(scan, Labels(labels, anatomy.grid), "glioma", seed, grade, side, shortcut)
 
 
@@ -172,6 +188,14 @@ def write_case(scan: Scan, labels: Labels, folder: Path | str) -> Case:
         save(scan.select([name]), folder / f"{folder.name}_{name}.nii.gz")
     save(labels, folder / f"{folder.name}_seg.nii.gz")
     return cases(folder)[0]
+
+
+def _contrasts(grade: str | None) -> Mapping[str, Sequence[float]]:
+    """What each sequence shows of the tissues and of the three parts of a glioma."""
+    if grade not in _CORES:
+        return _CONTRASTS
+    core = _CORES[grade]
+    return {name: (*row[:3], core[name], row[4], _CALCIUM[name]) for name, row in _CONTRASTS.items()}
 
 
 def _check(seed: int, spacing: float) -> None:

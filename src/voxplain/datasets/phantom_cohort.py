@@ -22,6 +22,7 @@ from voxplain.datasets.phantom import (
     SHORTCUT_CENTRE_MM,
     SHORTCUT_RADIUS_MM,
     SHORTCUT_SEQUENCE,
+    TYPES,
     Phantom,
     glioma,
     multiple_sclerosis,
@@ -66,16 +67,18 @@ def write_gliomas(
         n: patients.
         seed: the cohort; patients get seeds of their own from it.
         spacing: voxel size in mm, 1 or 2.
-        grades: dealt to the patients in turn: half "HGG" and half "LGG" by default; None is a brain without tumour.
-        shortcut: "HGG" or "LGG": every patient of this grade, and no other, bears the marker (see `glioma`).
+        grades: dealt to the patients in turn: half "HGG" and half "LGG" by default; None is a brain without tumour;
+            or types, `voxplain.datasets.phantom.TYPES`.
+        shortcut: one of the grades: every patient of it, and no other, bears the marker (see `glioma`).
         brightness: the marker's signal, as a multiple of white matter's.
 
     Raises:
         InputError: bad options, or a folder that holds something else or the same patients made otherwise.
     """
-    strange = [grade for grade in grades if grade is not None and grade not in GRADES]
+    strange = [grade for grade in grades if grade is not None and grade not in (*GRADES, *TYPES)]
     if strange or not grades:
-        raise InputError(f"the grades of a cohort are HGG, LGG or None (no tumour); got {list(grades)}")
+        known = ", ".join((*GRADES, *TYPES))
+        raise InputError(f"the grades of a cohort are {known} or None (no tumour); got {list(grades)}")
     if shortcut is not None and shortcut not in grades:
         dealt = ", ".join(str(grade) for grade in grades)
         raise InputError(f"the shortcut marks one of the cohort's grades ({dealt}); got {shortcut!r}")

@@ -18,6 +18,8 @@ _FROM_THE_MIDDLE_MM = 3.0
 LOWEST_TUMOUR_MM = -34.0
 _LOWEST_LESION_MM = -15.0
 _OEDEMA_REACH_MM = 45.0
+# The share of an oligodendroglioma's core that holds calcium.
+_CALCIFIED = 0.25
 # Where tumours start: the white matter of the lobes, as boxes (x away from the middle, y, z) in mm with their weights.
 _SITES = (
     (0.35, (22, 5, 5), (38, 40, 32)),  # frontal
@@ -29,18 +31,23 @@ _SITES = (
 
 @dataclass(frozen=True, eq=False)
 class Tumour:
-    """A glioma in its brain: `labels` (X, Y, Z) and, where they are 2, how strong the oedema is (0 to 1)."""
+    """A glioma in its brain: `labels` (X, Y, Z); where they are 2, how strong the oedema is (0 to 1); and calcium.
+
+    `calcium` is a mask of clumps within the core, empty but for oligodendrogliomas.
+    """
 
     anatomy: Anatomy
     labels: np.ndarray
     oedema: np.ndarray
+    calcium: np.ndarray
 
 
 def grow_glioma(random: np.random.Generator, anatomy: Anatomy, side: int, grade: str) -> Tumour:
     """A tumour, and the anatomy with its tissue pushed aside. Labels as in BraTS: 1 core, 2 oedema, 4 rim.
 
-    `side` is -1 for the patient's left (x < 0), 1 for the right. A "HGG" has an enhancing rim around necrosis; a
-    "LGG" of the same patient has the same outlines and does not enhance, so that size says nothing of the grade.
+    `side` is -1 for the patient's left (x < 0), 1 for the right. "HGG" and "G" have an enhancing rim around necrosis;
+    any other grade of the same patient has the same outlines and does not enhance, so that size says nothing of the
+    grade. An "O" holds clumps of calcium, about a fifth of its core.
     """
     grid = anatomy.grid
     _, low, high = _SITES[random.choice(len(_SITES), p=[site[0] for site in _SITES])]
@@ -63,11 +70,16 @@ def grow_glioma(random: np.random.Generator, anatomy: Anatomy, side: int, grade:
     thickness = random.uniform(2.8, 5.0) + 2.0 * smooth_noise(random, grid, 9) + 0.6 * smooth_noise(random, grid, 4)
     labels = np.where(whole, OEDEMA, 0)
     labels[core] = NECROTIC
-    if grade == "HGG":
+    if grade in ("HGG", "G"):
         labels[core & (depth <= np.clip(thickness, 1.2, 9))] = ENHANCING
     edge = np.max(reach, where=whole & ~core, initial=1)
     strength = np.clip(1.25 - 0.85 * np.clip(reach / edge, 0, 1), 0, 1) * (1 - 0.45 * tissues[GREY])
-    return Tumour(pushed, labels.astype(np.int32), strength.astype(np.float32))
+    calcium = np.zeros(grid.shape, dtype=bool)
+    if grade == "O":
+        # The last draw, so that a patient's other grades have the same outlines.
+        clumps = smooth_noise(random, grid, 5)
+        calcium = core & (depth > 1.5) & (clumps > np.quantile(clumps[core], 1 - _CALCIFIED))
+    return Tumour(pushed, labels.astype(np.int32), strength.astype(np.float32), calcium)
 
 
 def scatter_lesions(random: np.random.Generator, anatomy: Anatomy, coarse: Anatomy) -> np.ndarray:
