@@ -39,8 +39,7 @@ def test_types_are_dealt_in_turn_and_read_back(tmp_path: Path) -> None:
     both = CliRunner().invoke(
         app, ["phantom", "glioma", "--n", "3", "--types", "--clear", "--out", str(tmp_path / "x")]
     )
-    assert both.exit_code == 2
-    assert "got --types and --clear" in both.output
+    assert "got --types and --clear" in str(both.exception)
     assert [case.grade for case in cases(tmp_path / "types")] == ["G", "A", "O"]
 
 
