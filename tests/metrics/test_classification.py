@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    cohen_kappa_score,
     confusion_matrix,
     precision_recall_fscore_support,
 )
@@ -81,6 +82,11 @@ def test_confusion_precision_recall_and_f1_against_scikit_learn(classes: int, ca
         confusion_matrix(labels, predictions, labels=names),
     )
     assert classification.accuracy(labels, predictions, classes=classes) == accuracy_score(labels, predictions)
+    kappa = classification.cohens_kappa(labels, predictions, classes=classes)
+    if len({*labels.tolist(), *predictions.tolist()}) == 1:
+        assert np.isnan(kappa)
+    else:
+        assert kappa == pytest.approx(cohen_kappa_score(labels, predictions))
     weighted = classification.precision_recall_f1(labels, predictions, classes=classes)
     expected = precision_recall_fscore_support(labels, predictions, labels=names, average="weighted", zero_division=0)
     assert weighted == pytest.approx(expected[:3])
@@ -108,6 +114,7 @@ def test_precision_recall_and_f1_by_hand() -> None:
 
 
 def test_figures_without_any_case() -> None:
+    assert np.isnan(classification.cohens_kappa(np.array([], dtype=int), np.array([], dtype=int), classes=2))
     nothing = np.array([], dtype=int)
     assert np.isnan(classification.accuracy(nothing, nothing, classes=3))
     assert np.isnan(classification.precision_recall_f1(nothing, nothing, classes=3)).all()

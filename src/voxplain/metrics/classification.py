@@ -84,6 +84,21 @@ def accuracy(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> fl
     return float(np.mean(labels == predictions)) if labels.size else np.nan
 
 
+def cohens_kappa(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> float:
+    """Agreement beyond chance, -1 to 1 (Cohen 1960): 0 is what the two class frequencies alone would give.
+
+    NaN without any case, and where labels and predictions are all of one and the same class: chance alone agrees then.
+    Arguments and errors as for `confusion_matrix`.
+    """
+    matrix = confusion_matrix(labels, predictions, classes=classes)
+    count = matrix.sum()
+    if not count:
+        return np.nan
+    observed = np.trace(matrix) / count
+    chance = float(matrix.sum(axis=0) @ matrix.sum(axis=1)) / count**2
+    return float((observed - chance) / (1 - chance)) if chance < 1 else np.nan
+
+
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> np.ndarray:
     """How many cases of each class (row) were predicted as each class (column), int (C, C); all 0 without any case.
 

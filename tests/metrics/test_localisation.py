@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from voxplain.errors import InputError
+from voxplain.metrics.localisation import mass_inside, peak_distance, peak_inside
+
+SHAPE = (4, 3, 2)
+maps = arrays(np.float32, SHAPE, elements=st.floats(-5, 5, width=32))
+masks = arrays(np.bool_, SHAPE)
+
+
+@given(maps, masks)
+def test_the_mass_is_a_share_and_the_rest_is_outside(values: np.ndarray, mask: np.ndarray) -> None:
+    inside, outside = mass_inside(values, mask), mass_inside(values, ~mask)
+    if (values > 0).any():
+        assert 0 <= inside <= 1
+        assert inside + outside == pytest.approx(1)
+        kept = [value for value in values[mask].tolist() if value > 0]
+        total = sum(value for value in values.ravel().tolist() if value > 0)
+        assert inside == pytest.approx(sum(kept) / total)
+    else:
+        assert np.isnan(inside)
+
+
+@given(maps, masks)
+def test_the_peak_is_inside_where_its_distance_is_0(values: np.ndarray, mask: np.ndarray) -> None:
+    found, far = peak_inside(values, mask), peak_distance(values, mask, spacing=(1, 2, 3))
+    if values.max() == values.min():
+        assert np.isnan(found)
+        assert np.isnan(far)
+    elif not mask.any():
+        assert found == 0
+        assert np.isnan(far)
+    else:
+        assert (found == 1) == (far == 0)
+
+
+def test_distances_are_in_mm() -> None:
+    values, mask = np.zeros(SHAPE), np.zeros(SHAPE, dtype=bool)
+    values[3, 2, 0], mask[0, 0, 0] = 1, True
+    assert peak_distance(values, mask, spacing=(2, 3, 10)) == pytest.approx(np.hypot(6, 6))
+    values[0, 0, 1] = 1
+    assert peak_distance(values, mask, spacing=(2, 3, 10)) == pytest.approx((np.hypot(6, 6) + 10) / 2)
+    assert peak_inside(values, mask) == 0
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(InputError, match="on one grid"):
+        mass_inside(np.zeros((2, 2, 2)), np.zeros((2, 2, 1)))
+    with pytest.raises(InputError, match="NaN or infinity"):
+        peak_inside(np.full((2, 2, 2), np.nan), np.zeros((2, 2, 2)))
