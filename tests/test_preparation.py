@@ -293,6 +293,38 @@ def test_a_whole_region_is_turned_cut_and_laid_back(half_card: MakeCard) -> None
     assert not back[:, :, 6].any()
 
 
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)], ids=str)
+def test_the_box_of_the_head_is_stretched_to_the_shape_and_laid_back(flips: tuple[int, int, int]) -> None:
+    data = np.zeros((1, 20, 24, 16), dtype=np.float32)
+    data[0, 4:14, 6:21, 3:11] = 5
+    data[0, 4, 6, 3] = 9
+    affine = np.diag([1.0, 1.0, 2.0, 1.0]) @ np.diag([*flips, 1])
+    scan = Scan(data, Grid((20, 24, 16), affine), ("t1",))
+    card = Card(name="net", channels=("t1",), classes=("a",), orientation="RAS", shape=(5, 30, 8), fit="stretch")
+    (found,) = prepare(scan, card)
+    assert found.input.grid.shape == (5, 30, 8)
+    assert found.input.grid.orientation == "RAS"
+    np.testing.assert_allclose(found.input.grid.spacing, (2, 0.5, 2))
+    assert found.foreground.all()
+    first, last = (scan.grid.world(place) for place in ((3.5, 5.5, 2.5), (13.5, 20.5, 10.5)))
+    corners = found.input.grid.world([(-0.5, -0.5, -0.5), (4.5, 29.5, 7.5)])
+    np.testing.assert_allclose(corners, np.sort([first, last], axis=0))
+    assert found.record["box"]["shape"] == [10, 15, 8]
+    # A map of ones lies on the box and nowhere else.
+    back = resample(np.ones(found.map_grid.shape, dtype=np.float32), found.map_grid, scan.grid)
+    np.testing.assert_array_equal(back > 0, data[0] > 0)
+
+
+def test_a_stretched_card_needs_a_shape_and_no_spacing() -> None:
+    rest: dict[str, Any] = {"name": "net", "channels": ("t1",), "classes": ("a",), "fit": "stretch"}
+    with pytest.raises(InputError, match="give the card a shape"):
+        Card(**rest)
+    with pytest.raises(InputError, match="neither"):
+        Card(**rest, shape=(8, 8, 8), spacing=(1, 1, 1))
+    assert Card(**rest, shape=(8, 8, 8)).to_dict()["fit"] == "stretch"
+    assert "fit" not in Card(**(rest | {"fit": "cut"})).to_dict()
+
+
 def test_one_millimetre_comes_to_the_same_as_two(data_folder: Path, half_card: MakeCard) -> None:
     card = half_card(normalisation="z-score", spacing=(2, 2, 2), shape=(40, 96, 76))
     fine, coarse = (read(data_folder / f"glioma_{size}mm" / "Brats18_CBICA_APZ_1") for size in (1, 2))

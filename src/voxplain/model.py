@@ -18,6 +18,7 @@ _CHOICES = {
     "activation": ("sigmoid", "softmax"),
     "normalisation": ("none", "min-max", "z-score", "tissue", "grey-matter"),
     "region": ("whole", "half"),
+    "fit": ("cut", "stretch"),
     "spatial_dims": (2, 3),
     "slices": (None, "axial", "coronal", "sagittal"),
 }
@@ -61,6 +62,9 @@ class Card:
         region: "whole", or "half": both halves of the head are judged, the second one mirrored onto the first.
         shape: size in voxels to which the region is cut or padded; None takes all of it. Networks that read images
             have (X, Y, 1), and those without `slices` take an image of exactly that size.
+        fit: how a whole scan comes to its shape. "cut" takes or pads its middle; "stretch" takes the smallest box that
+            holds all that is not background, and resamples it to so many voxels (paper grading, 003, IV.A.2), so that
+            the size of a voxel differs from scan to scan.
         window: size in voxels of the windows in which a network that gives a map reads the scan; their raw scores are
             blended with Gaussian weights (`voxplain.engine.windows`). None runs it on all of the input at once.
         overlap: share of a window that the next one covers again, at least 0 and below 1.
@@ -88,6 +92,7 @@ class Card:
     normalisation: Literal["none", "min-max", "z-score", "tissue", "grey-matter"] = "none"
     region: Literal["whole", "half"] = "whole"
     shape: tuple[int, int, int] | None = None
+    fit: Literal["cut", "stretch"] = "cut"
     window: tuple[int, int, int] | None = None
     overlap: float = 0.25
     skull_stripped: bool = False
@@ -136,6 +141,13 @@ class Card:
                 raise InputError(f"the card's {name} is three positive numbers; got {value}")
         if self.spatial_dims == 2 and self.shape is not None and self.shape[2] != 1:
             raise InputError(f"the card's shape for a network that reads images is (X, Y, 1); got {self.shape}")
+        if self.fit == "stretch" and (
+            self.shape is None or (self.spacing, self.slices, self.window) != (None,) * 3 or self.region == "half"
+        ):
+            raise InputError(
+                "a whole scan is stretched to a shape: give the card a shape, region whole, and neither spacing, "
+                "slices nor window; or set fit to cut"
+            )
         self._check_window()
         if self.slices is not None:
             self._check_slices(SLICE_CODES[self.slices])
@@ -181,8 +193,14 @@ class Card:
         return cls(**content)
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as plain data, for `model.json`."""
-        return dataclasses.asdict(self)
+        """The card as plain data, for `model.json`.
+
+        What came later is left out where it is as if it were not there: trainings that were finished before, which are
+        known by their cards, are then still known.
+        """
+        later = {"fit": "cut"}
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if name not in later or value != later[name]}
 
     def calibrated(self, output: torch.Tensor) -> torch.Tensor:
         """The raw score of any shape, scaled and shifted by the calibration."""

@@ -32,7 +32,7 @@ LABELS, TABLE = "lesions.nii.gz", "lesions.tsv"
 # What of a card says how raw scores become probabilities on the scan's grid; its weights are the model's fingerprint.
 _DECIDES = (
     *("channels", "classes", "activation", "calibration", "spacing", "orientation", "normalisation", "shape"),
-    *("region", "window", "overlap", "skull_stripped"),
+    *("region", "window", "overlap", "skull_stripped", "fit"),
 )
 
 
@@ -215,4 +215,4 @@ def read_lesions(folder: str | Path, grid: Grid) -> Lesions:
 def deciding(card: Card) -> dict[str, Any]:
     """What of a card decides on scores in a scan, as plain data; the weights are the model's fingerprint."""
     whole = card.to_dict()
-    return {key: whole[key] for key in _DECIDES}
+    return {key: whole[key] for key in _DECIDES if key in whole}

@@ -18,6 +18,8 @@ from voxplain.scan import Scan
 
 # Of the brightest voxel: darker than a share of one in so many is air.
 _DARKEST_TISSUE = 32
+# Darker than this is background where its box is looked for (003, IV.A.2).
+_NOTHING = 1e-8
 # So that tissues, fluid and lesions lie about 1 away from each other.
 _MATTER_SCALE = 5.0
 # Brains measure 0.9 to 1.9 litres; a head with its skull, or a field of view without background, far more.
@@ -88,16 +90,36 @@ def prepare(scan: Scan, card: Card) -> list[Prepared]:
 
 
 def _whole(scan: Scan, card: Card) -> Prepared:
-    resampled, record = _on_lattice(scan, card)
+    resampled, record = _stretched(scan, card) if card.fit == "stretch" else _on_lattice(scan, card)
     foreground = resampled.foreground()
     normalised, background = _normalised(resampled, card)
     box = tuple((0, n) for n in scan.grid.shape)
     if card.spatial_dims == 2:
         _check_image(scan.grid, resampled.grid, card)
-    if card.shape is not None:
+    if card.shape is not None and card.fit == "cut":
         window = _middle(resampled.grid, card.shape, record)
         normalised, foreground = _cut(normalised, foreground, background, window)
     return Prepared("whole", normalised, foreground, background, box, record)  # type: ignore[arg-type]
+
+
+def _stretched(scan: Scan, card: Card) -> tuple[Scan, dict[str, Any]]:
+    """The box of all that is not background, in the card's orientation, resampled to the card's shape."""
+    assert card.shape is not None
+    turned, record = _on_lattice(scan, card)
+    places = np.argwhere((np.abs(turned.data) > _NOTHING).any(axis=0))
+    if not len(places):
+        raise InputError(f"no voxel of the scan is further from 0 than {_NOTHING}; expected an image")
+    first, last = places.min(axis=0), places.max(axis=0)
+    box = turned.grid.window(first, last - first + 1)
+    spacing = [n * size / wanted for n, size, wanted in zip(box.shape, box.spacing, card.shape, strict=True)]
+    target = box.with_spacing(spacing)
+    record |= {
+        "box": {"start": first.tolist(), "shape": list(box.shape)},
+        "spacing_mm": f"{_rounded(scan.grid.spacing)} -> {_rounded(target.spacing)}",
+        "shape": f"{list(scan.grid.shape)} -> {list(target.shape)}",
+        "resampled": True,
+    }
+    return turned.on(target), record
 
 
 def _slices(scan: Scan, card: Card, plane: str) -> list[Prepared]:
