@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from voxplain.calibration import platt_scaling
+from voxplain.calibration import platt_scaling, temperature_scaling
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(-20, 20), st.integers(2, 30), st.integers(2, 60))
@@ -45,3 +45,24 @@ def test_scores_that_run_the_wrong_way_or_do_not_differ_are_left_alone():
 def test_one_label_is_refused():
     with pytest.raises(ValueError, match="label 0 and of label 1"):
         platt_scaling(np.array([1.0, 2.0]), np.array([1, 1]))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 40), st.floats(0.05, 20))
+def test_a_temperature_is_the_most_likely_one(seed: int, classes: int, count: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=count)
+    logits = spread * (rng.standard_normal((count, classes)) + np.eye(classes)[labels])
+    scale = temperature_scaling(logits, labels)
+    targets = (count * np.eye(classes)[labels] + 1) / (count + classes)
+
+    def loss(value: float) -> float:
+        odds = value * logits
+        return float(-(targets * (odds - np.logaddexp.reduce(odds, axis=1, keepdims=True))).sum())
+
+    assert loss(scale) <= min(loss(value) for value in np.geomspace(0.01, 100, 400)) * (1 + 1e-6) + 1e-9
+    np.testing.assert_array_equal((scale * logits).argmax(axis=1), logits.argmax(axis=1))
+
+
+def test_a_temperature_of_scores_that_separate_stays_finite_and_of_none_is_1() -> None:
+    assert 0.05 < temperature_scaling(np.eye(3)[[0, 1, 2, 0]] * 10, np.array([0, 1, 2, 0])) < 1
+    assert temperature_scaling(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1

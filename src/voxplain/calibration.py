@@ -3,8 +3,37 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_softmax
+
+# Wider than any temperature that a network needs.
+_SCALES = (0.01, 100.0)
+
+
+def temperature_scaling(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The scale with which softmax(scale * logits) is most likely to give the labels (Guo 2017: 1 / temperature).
+
+    It changes no ranking of the classes. Where the scores separate the labels there is no best scale, so that the
+    labels are moved towards equal shares by 1 / (N + classes), as Platt 1999 does for two.
+
+    Args:
+        logits: raw scores, (N, classes).
+        labels: (N,), whole numbers from 0 to classes - 1.
+
+    Returns:
+        The scale, 0.01 to 100; 1 without any case.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    count = logits.shape[1]
+    if not len(logits):
+        return 1.0
+    share = count / (len(logits) + count)
+    targets = (1 - share) * np.eye(count)[labels] + share / count
+
+    def loss(exponent: float) -> float:
+        return float(-(targets * log_softmax(np.exp(exponent) * logits, axis=1)).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(_SCALES), method="bounded").x))
 
 
 def platt_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

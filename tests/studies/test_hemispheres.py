@@ -64,10 +64,20 @@ def test_split_of_34_patients_is_the_plans() -> None:
 def test_patients_with_a_clear_half_are_spread_evenly(clear: int) -> None:
     cases = [unread(f"p{number}") for number in range(34)]
     known = {case.patient for case in cases[:clear]}
-    parts = split(cases, 5, clear=known)
+    parts = split(cases, 5, groups=dict.fromkeys(known, 0))
     for sort in (known, {case.patient for case in cases} - known):
         counts = [sum(case.patient in sort for case in testing) for _, _, testing in parts]
         assert sum(counts) == len(sort)
+        assert max(counts) - min(counts) <= 1
+
+
+def test_every_group_is_spread_evenly() -> None:
+    cases = [unread(f"p{number}") for number in range(41)]
+    groups = {case.patient: number % 7 % 3 for number, case in enumerate(cases)}
+    parts = split(cases, 5, groups=groups)
+    for group in range(3):
+        counts = [sum(groups[case.patient] == group for case in testing) for _, _, testing in parts]
+        assert sum(counts) == sum(value == group for value in groups.values())
         assert max(counts) - min(counts) <= 1
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,21 +66,22 @@ def tumour_volume(tumour: Labels, box: tuple[tuple[int, int], ...]) -> float:
 
 
 def split(
-    cases: Sequence[Case], folds: int, seed: int = 0, clear: Collection[str] = ()
+    cases: Sequence[Case], folds: int, seed: int = 0, groups: Mapping[str, int] | None = None
 ) -> list[tuple[list[Case], list[Case], list[Case]]]:
     """Training, validation and test cases of each fold, split by patient.
 
-    Every patient is in the test part of one fold; a sixth of the others validates. Patients with a half that is
-    `clear` of tumour are spread evenly over the parts, since they alone bring halves without tumour.
+    Every patient is in the test part of one fold; a sixth of the others validates. The patients of each of the
+    `groups` (patient: group) are spread evenly over the parts; those without a group are one more, dealt out last.
 
     Raises:
         InputError: fewer than two folds, or too few patients for the folds.
     """
+    groups = groups or {}
     patients = sorted({case.patient for case in cases})
     if folds < 2 or len(patients) < max(folds, 3):
         raise InputError(f"{folds} folds need at least two folds and three patients; got {len(patients)} patients")
     shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
-    dealt = sorted(shuffled, key=lambda patient: patient not in clear)
+    dealt = sorted(shuffled, key=lambda patient: groups.get(patient, math.inf))
     found = []
     for index in range(folds):
         testing = set(dealt[index::folds])

@@ -153,7 +153,7 @@ def fold_parts(
             ],
         }
         write_json(known, path)
-    spread = {line["patient"] for line in known["labels"] if line["label"] == task.rarer}
+    spread = {line["patient"]: 0 for line in known["labels"] if line["label"] == task.rarer}
     parts = split(cases, folds, seed, spread)
     for index, (training, _, _) in enumerate(parts):
         _check_both_labels(index, known["labels"], {case.id for case in training})
