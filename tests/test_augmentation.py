@@ -52,7 +52,7 @@ def test_the_input_is_left_as_it_was(kind: bool | str) -> None:
     assert torch.equal(given, image(kind))
 
 
-@pytest.mark.parametrize("kind", [True, "gentle", "turns"])
+@pytest.mark.parametrize("kind", [True, "gentle", "elastic", "turns"])
 def test_zeros_stay_zero(kind: bool | str) -> None:
     for one in drawn(kind):
         assert (one[:, 0, 0] == 0).all()

@@ -8,6 +8,7 @@ import torch
 from monai.transforms import (
     Compose,
     Lambda,
+    Rand3DElastic,
     RandAdjustContrast,
     RandAffine,
     RandBiasField,
@@ -23,7 +24,7 @@ from monai.transforms import (
 from monai.transforms.transform import RandomizableTransform
 
 # True is the strong one for volumes, as `Settings.augmentation` says it.
-AUGMENTATIONS = (True, "gentle", "slices", "turns", "lesions")
+AUGMENTATIONS = (True, "gentle", "elastic", "slices", "turns", "lesions")
 
 
 class MixChannels(RandomizableTransform):
@@ -60,6 +61,8 @@ def augmentation(kind: bool | str = True) -> Compose:
       missing.
     - "gentle", for volumes: mirrors, and hardly touches contrasts: for labels that hang on how bright one sequence is
       beside another, or on something small, which turning would blur and a hole could take away.
+    - "elastic", for volumes: mirroring along the first two axes, a small affine change and an elastic one, as paper
+      grading has it (003, IV.A.2; how much it leaves open). Zeros stay zero.
     - "turns", for slices: mirroring along either axis with probability 1/2 each and a rotation by up to 330 degrees
       either way, as paper gp has it (002, table 2).
     - "slices", for slices: mirroring, a rotation by up to 25 degrees, shift, scaling, brightness, contrast and noise,
@@ -77,6 +80,23 @@ def augmentation(kind: bool | str = True) -> Compose:
                 RandBiasField(coeff_range=(0.0, 0.06), prob=0.3),
                 RandGaussianSmooth(sigma_x=(0.3, 0.8), sigma_y=(0.3, 0.8), sigma_z=(0.3, 0.8), prob=0.3),
                 RandGaussianNoise(std=0.12, prob=0.5),
+            ]
+        )
+    if kind == "elastic":
+        return Compose(
+            [
+                *(RandFlip(prob=0.5, spatial_axis=axis) for axis in range(2)),
+                RandAffine(
+                    prob=0.5,
+                    rotate_range=(0.17, 0.17, 0.17),
+                    translate_range=(3, 3, 3),
+                    scale_range=(0.1, 0.1, 0.1),
+                    mode="bilinear",
+                    padding_mode="zeros",
+                ),
+                Rand3DElastic(
+                    sigma_range=(4, 6), magnitude_range=(30, 90), prob=0.3, mode="bilinear", padding_mode="zeros"
+                ),
             ]
         )
     if kind == "turns":

@@ -55,7 +55,7 @@ class Settings:
     that lies where the pooling does not look then costs without a use, and maps become compact.
     `precision` "bfloat16" computes in 16 bits, in about half the time where a CPU can; a GPU always does.
     `label_smoothing` moves the labels towards equal shares by this much; `augmentation` is False, True, "gentle",
-    "slices" or "turns" (see `voxplain.augmentation`);
+    "elastic", "slices" or "turns" (see `voxplain.augmentation`);
     `averaging` is the decay per step of the running mean of the weights, which is what is validated and kept (0 keeps
     the weights themselves); `patience` how many epochs without a better validation loss end the training. The epoch
     that is kept is the first whose validation loss lies within `tolerance` standard errors of the lowest: 0 is the
