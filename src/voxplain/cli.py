@@ -12,7 +12,17 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from voxplain.commands import gp, grades, hemispheres, instance, lesion_training, perturbation, phantom, relevance
+from voxplain.commands import (
+    gp,
+    grades,
+    grading,
+    hemispheres,
+    instance,
+    lesion_training,
+    perturbation,
+    phantom,
+    relevance,
+)
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.lesions import predict_scan
@@ -82,6 +92,7 @@ _train = _group(
 )
 _train.command("hemispheres")(hemispheres.train_hemispheres)
 _train.command("grades")(grades.train_grades)
+_train.command("grading")(grading.train_grading)
 _train.command("gp")(gp.train_gp)
 _train.command("lesions")(lesion_training.train_lesions)
 _train.command("perturbation")(perturbation.train_perturbation)

@@ -140,3 +140,43 @@ def lesions_page(card: Card) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def grading_page(card: Card) -> str:
+    """A model card in Markdown of a network that classifies tumours (`voxplain train grading`), from its facts."""
+    facts = card.training
+    shape = " x ".join(map(str, card.shape or ()))
+    counted = ", ".join(f"{count} {name}" for name, count in facts["n_cases"].items())
+    lines = [
+        f"# {card.name}",
+        "",
+        card.description,
+        "",
+        "## What it reads and says",
+        "",
+        f"- Sequences, by name: {', '.join(card.channels)}; {card.normalisation} per sequence; skull-stripped. The box "
+        f"of the brain is resampled to {shape} voxels.",
+        f"- Says: {', '.join(card.classes)} ({card.activation}). Probabilities are calibrated on "
+        f"{facts['calibration']['n_cases']} validation cases (temperature {1 / card.calibration[0]:.3g}); maps explain "
+        "the raw score.",
+        f"- Network: `{card.factory}` with {dict(card.arguments)}, {facts['parameters']:,} weights, stored in 16 bits.",
+        "",
+        "## Training",
+        "",
+        f"- Data: {facts['data']}.",
+        f"- Labels: {facts['labels']}.",
+        f"- Learnt from {counted}; model.json lists them.",
+        f"- {facts['epochs']} epochs, seed {facts['seed']}, settings {facts['settings']}.",
+        "",
+        "## Figures",
+        "",
+        "Of this architecture and recipe, on cases that a network had not seen: `docs/results/grading.md`. On its own "
+        "training cases figures are of kind `seen`.",
+        *(["", f"**Figures are {facts['caution']}.**"] if "caution" in facts else []),
+        "",
+        "## Limits",
+        "",
+        facts["limits"],
+        "",
+    ]
+    return "\n".join(lines)
