@@ -9,6 +9,9 @@ from scipy import ndimage
 
 from voxplain.errors import InputError
 
+# What `place_of_evidence` calls in, beside and away.
+_HALF, _TIMES_ITS_SHARE, _BESIDE_MM = 0.5, 2.0, 10.0
+
 
 def mass_inside(values: np.ndarray, mask: np.ndarray) -> float:
     """Share of a map's positive values that lies inside of a region, 0 to 1; negative values count as nothing.
@@ -51,6 +54,37 @@ def peak_distance(values: np.ndarray, mask: np.ndarray, *, spacing: Sequence[flo
     if highest is None or not mask.any():
         return np.nan
     return float(ndimage.distance_transform_edt(~mask, sampling=tuple(spacing))[highest].mean())
+
+
+def place_of_evidence(
+    values: np.ndarray, mask: np.ndarray, *, inside: np.ndarray, spacing: Sequence[float]
+) -> str | None:
+    """Where a map's evidence lies: "in" a region, "beside" it, or "away" from it; None where that cannot be said.
+
+    "in": half or more of the positive values lie in the region; or the highest voxel does, and the region holds twice
+    its share of them or more. "beside": the highest voxel lies at most 10 mm from the region. "away": all else. None
+    where no value is positive, the map is the same everywhere, or the region is empty.
+
+    Args:
+        values: the map, (X, Y, Z), any unit.
+        mask: the region, (X, Y, Z), boolean.
+        inside: the head, (X, Y, Z), boolean: of its volume the region has a share, which is what it would hold of a map
+            that says nothing.
+        spacing: the size of a voxel in mm.
+
+    Raises:
+        InputError: shapes differ, or a value is NaN or infinite.
+    """
+    values, mask = _aligned(values, mask)
+    _, inside = _aligned(values, inside)
+    mass = mass_inside(values, mask)
+    distance = peak_distance(values, mask, spacing=spacing)
+    if np.isnan(mass) or np.isnan(distance):
+        return None
+    share = float(mask.sum()) / float((inside | mask).sum())
+    if mass >= _HALF or (distance == 0 and mass >= _TIMES_ITS_SHARE * share):
+        return "in"
+    return "beside" if distance <= _BESIDE_MM else "away"
 
 
 def _highest(values: np.ndarray) -> np.ndarray | None:
