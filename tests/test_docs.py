@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import voxplain as vx
 from voxplain.cli import app
-from voxplain.studies import gp_results, lesions, relevance_results
+from voxplain.studies import gp_results, instance_tables, lesions, relevance_results
 from voxplain.studies.cohort_page import sentences
 from voxplain.studies.paper_tables import PAPER
 from voxplain.studies.refinement import TITLES
@@ -275,3 +275,22 @@ def test_the_tables_of_the_page_on_lesions_are_those_of_the_scores() -> None:
     speed = pd.read_csv(ROOT / "docs" / "results" / "instance-jacobian.tsv", sep="\t", dtype=str)
     for line in speed.itertuples():
         assert f"| {line.case} | {line.metric} | {line.value} | {line.n} |" in page
+
+
+def test_the_tables_of_the_page_on_lesion_maps_are_those_of_the_scores() -> None:
+    page = (ROOT / "docs" / "results" / "instance.md").read_text()
+    scores = pd.read_csv(ROOT / "docs" / "results" / "instance-maps-scores.tsv", sep="\t")
+    blocks = instance_tables.markdown(scores).strip().split("\n\n")
+    assert len(blocks) > 10
+    for block in blocks:
+        assert block in page
+    found = scores.set_index(["table", "row", "metric"])
+    for table, row, metric, form in (
+        ("errors-phantoms", "maps", "AUROC", ".3f"),
+        ("errors-phantoms", "maps", "AUROC gain over best plain rival", "+.3f"),
+        ("errors-phantoms", "plain+maps", "AUROC gain over plain", "+.3f"),
+        ("errors-phantoms", "plain+maps", "lesion F1 gain", "+.3f"),
+        ("errors-patients", "plain+maps", "lesion F1 gain", "+.3f"),
+    ):
+        its = found.loc[(table, f"instance-smoothgrad/{row}", metric)]
+        assert f"{its['value']:{form}} [{its['low']:{form}}, {its['high']:{form}}]" in page

@@ -17,6 +17,7 @@ from voxplain.datasets.phantom import glioma, write_case
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 LONG = ("check", "train", "evaluate", "study")
+_TYPED = 3
 # Pages on results name the command of a run that took hours; the others are read from top to bottom.
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if not page.startswith("docs/results/")]
@@ -71,8 +72,8 @@ def as_typed(*words: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_from_top_to_bottom(page, workplace, monkeypatch, run):
     monkeypatch.chdir(workplace.folder)
-    # Importing torch takes longer than most of these commands: those of the README are typed, others called.
-    call = as_typed if page == "README.md" else run
+    # Importing torch takes longer than most of these commands: the README's first ones are typed, others called.
+    typed = _TYPED if page == "README.md" else 0
     found = blocks(page)
     for block in found:
         if block.title:
@@ -90,6 +91,7 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, monkeypatch, run):
                     if line in workplace.done:
                         continue
                     words = shlex.split(line)[1:]
+                    call, typed = (as_typed if typed > 0 else run), typed - 1
                     code, out, error = call(*words, *(["--quick"] if words[0] in LONG else []))
                     assert code == 0, f"{line}\n{out}\n{error}"
                     workplace.done.add(line)

@@ -37,6 +37,8 @@ def test_no_brain_is_one_of_training(seed: int, monkeypatch: pytest.MonkeyPatch)
         return types.SimpleNamespace(scan=tiny)
 
     monkeypatch.setattr(lesion_training.phantom, "glioma", glioma)
+    # Without its memory, which would keep what is made here.
+    monkeypatch.setattr(lesion_training, "_made_brain", lesion_training._made_brain.__wrapped__)
     monkeypatch.setattr(lesion_training, "paint_lesions", lambda scan, lesions, **_: (scan, lesions))
     monkeypatch.setattr(lesion_training, "volume_of", lambda *_: None)
     monkeypatch.setattr(lesion_training, "read_labels", lambda _: Labels(np.ones(GRID.shape, dtype=int), GRID))

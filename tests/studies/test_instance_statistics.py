@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from voxplain.datasets.phantom_cohort import SOFTWARE_CHECK
 from voxplain.metrics.lesion_filter import LesionFigures
 from voxplain.report.instance_figures import context_curves, violins
 from voxplain.studies import context, instance_statistics
 from voxplain.studies.instance_lesions import SIDES, columns
 from voxplain.studies.instance_patients import CLASSES
-from voxplain.studies.instance_statistics import COLUMNS, groups_of, in_order
+from voxplain.studies.instance_statistics import COLUMNS, PHANTOMS, groups_of, in_order, of_groups
 from voxplain.studies.instance_tables import PAPER, markdown, table_lines
 
 COUNTS = {"a": {"TP": 6, "FP": 4, "FN": 3, "TN": 5}, "b": {"TP": 5, "FP": 6, "FN": 0, "TN": 5}}
@@ -210,3 +211,15 @@ def test_pictures_open_even_where_classes_are_empty() -> None:
     assert Image.open(io.BytesIO(curves)).size[0] == 900
     empty = context_curves([("real", lines.iloc[:0])], 0.3)
     assert empty != curves
+
+
+def test_single_phantoms_are_counted_and_else_shown_together() -> None:
+    groups = groups_of(dict.fromkeys(("p07", "made001", "made002"), "deployable"), ["made001", "made002"])
+    together = [group for group in groups if group.name in ("p07", PHANTOMS)]
+    names = [f"made001, {SOFTWARE_CHECK}", "p07", PHANTOMS]
+    rows = [("counts", name, "TP") for name in names] + [("extremes", f"{name}/TP", "maximum") for name in names]
+    rows.append(("errors-phantoms", "instance-smoothgrad/maps", "AUROC"))
+    summary = pd.DataFrame(rows, columns=["table", "row", "metric"])
+    kept = of_groups(summary, groups, together)
+    assert kept["row"].tolist() == [*names, "p07/TP", f"{PHANTOMS}/TP", "instance-smoothgrad/maps"]
+    assert len(of_groups(summary, groups, groups)) == len(summary)

@@ -35,7 +35,7 @@ from voxplain.studies.instance_tables import markdown
 from voxplain.studies.lesion_overlaps import overlaps_of_case, with_overlaps
 from voxplain.studies.lesion_reality import LesionReality, is_lesion_real
 from voxplain.studies.lesion_reality_page import markdown as reality_markdown
-from voxplain.studies.lesion_reality_page import write_lesion_reality
+from voxplain.studies.lesion_reality_page import sentences, write_lesion_reality
 
 _PLACED = ("case", "lesion", "volume_mm3", "place", "mean_probability", "max_probability", "detected")
 
@@ -219,10 +219,15 @@ def _run(
         write_table(shown, settings.out / "context.tsv")
         write_table(placed_lines if len(placed_lines) else pd.DataFrame(columns=list(_PLACED)), _placed_path(settings))
     notes = notes_of(tasks, settings, kinds, left_out, shapes)
-    said = markdown(summary, notes)
+    # Every phantom by itself is in the files; a reader wants them together.
+    together = groups if len(made) < 2 else [group for group in groups if not set(group.cases) < set(made)]
+    printed = instance_statistics.of_groups(summary, groups, together)
+    said = markdown(printed, notes)
+    answer, calibration = [], None
     if reality is not None:
-        write_lesion_reality(reality, settings.out)
+        paths = write_lesion_reality(reality, settings.out)
         said += "\n" + reality_markdown(reality)
+        answer, calibration = sentences(reality), paths["curve"].read_bytes()
     write_text(said, settings.out / "tables.md")
     facts = {
         "preset": settings.size,
@@ -237,7 +242,14 @@ def _run(
     }
     write_json(facts, settings.out / "facts.json")
     main = lines[lines["row"] == settings.preset.explainer.name]
-    write_page(settings.out, main, shown, summary, groups, notes=notes, facts=facts, threshold=_threshold(tasks))
+    write_page(
+        *(settings.out, main, shown, printed, together),
+        notes=notes,
+        facts=facts,
+        threshold=_threshold(tasks),
+        answer=answer,
+        calibration=calibration,
+    )
     return summary
 
 

@@ -30,6 +30,8 @@ def write_page(
     notes: Sequence[str],
     facts: Mapping[str, Any],
     threshold: float,
+    answer: Sequence[str] = (),
+    calibration: bytes | None = None,
 ) -> Path:
     """Write `violins.png`, `context.png` where surroundings were hidden, and `report.html`.
 
@@ -42,6 +44,8 @@ def write_page(
         notes: what to know before the tables are read.
         facts: what replays the study.
         threshold: the probability from which a lesion is detected.
+        answer: what came out of the question whether a lesion is real, in sentences, and
+        calibration: how its score is to be read, a picture (PNG), where it was asked.
     """
     channel = next(name.removesuffix("_maximum") for name in lines.columns if name.endswith("_maximum"))
     channel = "flair" if "flair_maximum" in lines.columns else channel
@@ -57,11 +61,13 @@ def write_page(
         curves = context_curves(sets, threshold)
         _write(curves, out / "context.png")
         pictures["Lesions detected and their score by how much is shown around them (004, Fig. 13)"] = curves
+    if calibration is not None:
+        pictures["Is this lesion real? What was said beside what was so"] = calibration
     tables = {title: table_lines(summary, table) for table, title in TITLES.items()}
     return study_page(
         out / "report.html",
         title="What the maps of single lesions tell (paper instance, 004)",
-        notes=[*notes, INDEPENDENT],
+        notes=[*notes, INDEPENDENT, *answer],
         pictures=pictures,
         tables=tables,
         provenance=facts,

@@ -56,6 +56,12 @@ def groups_of(kinds: Mapping[str, str], made: Sequence[str]) -> list[Group]:
     return found
 
 
+def of_groups(summary: pd.DataFrame, groups: Sequence[Group], wanted: Sequence[Group]) -> pd.DataFrame:
+    """The figures without those of groups that are not wanted; how many lesions each patient has is kept of all."""
+    dropped = {group.name for group in groups} - {group.name for group in wanted}
+    return summary[(summary["table"] == "counts") | ~summary["row"].str.split("/").str[0].isin(dropped)]
+
+
 def sequence_rows(lines: pd.DataFrame, groups: Sequence[Group], channels: Sequence[str]) -> Iterator[Row]:
     """Part 1 (004, 3.2): of each class the median over lesions of each sequence's positive and negative median."""
     for group, kind, its in _by_class(lines, groups):
