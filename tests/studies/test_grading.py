@@ -25,14 +25,14 @@ CLASSES = ("glioblastoma", "astrocytoma", "oligodendroglioma")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("types") / "phantoms"
-    assert len(list(write_gliomas(out, n=6, seed=3, grades=TYPES))) == 6
+    assert len(list(write_gliomas(out, n=9, seed=3, grades=TYPES))) == 9
     return out
 
 
 @pytest.fixture(scope="module")
 def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("grading") / "run"
-    words = ["train", "grading", "--data", str(made), "--dataset", "phantom", "--folds", "2", "--quick"]
+    words = ["train", "grading", "--data", str(made), "--dataset", "phantom", "--folds", "3", "--quick"]
     done = CliRunner().invoke(app, [*words, "--threads", "1", "--out", str(out)], catch_exceptions=False)
     assert done.exit_code == 0
     return out, done.output
@@ -41,7 +41,7 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def test_every_patient_is_judged_by_a_network_that_has_not_seen_them(trained: tuple[Path, str], made: Path) -> None:
     out, said = trained
     assert "balanced accuracy" in said
-    assert "too few to mean anything (glioblastoma: 2 patients" in said
+    assert "too few to mean anything (glioblastoma: 3 patients" in said
     cases = pd.read_csv(out / "cases.tsv", sep="\t")
     found = cohort("phantom", made)
     for row in (grading.NETWORK, grading.MEANS):
@@ -49,7 +49,7 @@ def test_every_patient_is_judged_by_a_network_that_has_not_seen_them(trained: tu
         assert sorted(own["case"]) == sorted(case.id for case in found.cases)
         truth = [CLASSES[found.labels[name]] for name in own["case"]]
         assert own["label"].tolist() == truth
-    for fold in range(2):
+    for fold in range(3):
         model = load_model(out / f"fold{fold}")
         tested = set(cases.loc[(cases["fold"] == fold) & (cases["row"] == grading.NETWORK), "case"])
         assert not tested & model.card.training_ids
@@ -105,7 +105,7 @@ def test_tables_stand_beside_the_papers_and_a_second_run_trains_nothing(
     assert "**These figures are too few to mean anything" in page
     before = {path: path.stat().st_mtime_ns for path in out.glob("fold*/*")}
     arguments = ("train", "grading", "--data", str(made), "--dataset", "phantom", "--quick", "--threads", "1")
-    assert run(*arguments, "--folds", "2", "--out", str(out))[0] == 0
+    assert run(*arguments, "--folds", "3", "--out", str(out))[0] == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("fold*/*")} == before
     code, _, error = run(*arguments, "--folds", "3", "--seed", "1", "--out", str(out))
     assert code == 2

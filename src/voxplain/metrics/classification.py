@@ -68,10 +68,7 @@ def balanced_accuracy(labels: np.ndarray, predictions: np.ndarray, *, classes: i
     Raises:
         InputError: shapes differ, or a label or prediction is not one of the classes.
     """
-    labels, predictions = _predicted(labels, predictions, classes=classes)
-    if len(np.unique(labels)) < classes:
-        return np.nan
-    return float(np.mean([np.mean(predictions[labels == label] == label) for label in range(classes)]))
+    return balanced_accuracy_of(confusion_matrix(labels, predictions, classes=classes))
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> float:
@@ -80,8 +77,7 @@ def accuracy(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> fl
     Raises:
         InputError: shapes differ, or a label or prediction is not one of the classes.
     """
-    labels, predictions = _predicted(labels, predictions, classes=classes)
-    return float(np.mean(labels == predictions)) if labels.size else np.nan
+    return accuracy_of(confusion_matrix(labels, predictions, classes=classes))
 
 
 def cohens_kappa(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> float:
@@ -90,13 +86,7 @@ def cohens_kappa(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -
     NaN without any case, and where labels and predictions are all of one and the same class: chance alone agrees then.
     Arguments and errors as for `confusion_matrix`.
     """
-    matrix = confusion_matrix(labels, predictions, classes=classes)
-    count = matrix.sum()
-    if not count:
-        return np.nan
-    observed = np.trace(matrix) / count
-    chance = float(matrix.sum(axis=0) @ matrix.sum(axis=1)) / count**2
-    return float((observed - chance) / (1 - chance)) if chance < 1 else np.nan
+    return kappa_of(confusion_matrix(labels, predictions, classes=classes))
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> np.ndarray:
@@ -113,6 +103,46 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, *, classes: in
     labels, predictions = _predicted(labels, predictions, classes=classes)
     cells = labels.astype(int) * classes + predictions.astype(int)
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def balanced_accuracy_of(matrix: np.ndarray) -> float:
+    """`balanced_accuracy` from a confusion matrix (C, C), whose rows are what the cases are."""
+    cases = matrix.sum(axis=1)
+    return float((np.diag(matrix) / cases).mean()) if cases.all() else np.nan
+
+
+def micro_balanced_accuracy_of(matrix: np.ndarray) -> float:
+    """The mean of the shares of found yes and found no, 0 to 1, where each case is a yes or no for each class.
+
+    From a confusion matrix (C, C) of two classes or more; NaN without any case.
+    """
+    cases, right = matrix.sum(), np.trace(matrix)
+    if not cases:
+        return np.nan
+    # Of the classes - 1 times that a case is a no, one is called a yes where the case is wrong.
+    found_no = 1 - (cases - right) / (cases * (len(matrix) - 1))
+    return float((right / cases + found_no) / 2)
+
+
+def accuracy_of(matrix: np.ndarray) -> float:
+    """`accuracy` from a confusion matrix (C, C)."""
+    cases = matrix.sum()
+    return float(np.trace(matrix) / cases) if cases else np.nan
+
+
+def kappa_of(matrix: np.ndarray) -> float:
+    """`cohens_kappa` from a confusion matrix (C, C)."""
+    cases = matrix.sum()
+    if not cases:
+        return np.nan
+    chance = float(matrix.sum(axis=0) @ matrix.sum(axis=1)) / cases**2
+    return float((np.trace(matrix) / cases - chance) / (1 - chance)) if chance < 1 else np.nan
+
+
+def f1_of(matrix: np.ndarray) -> np.ndarray:
+    """F1 of each class (C,) from a confusion matrix (C, C); NaN where a class has no case and is never predicted."""
+    twice = matrix.sum(axis=0) + matrix.sum(axis=1)
+    return np.where(twice > 0, 2 * np.diag(matrix) / np.maximum(twice, 1), np.nan)
 
 
 @overload
@@ -150,7 +180,7 @@ def precision_recall_f1(
     right, cases, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     precision = right / np.maximum(predicted, 1)
     recall = np.where(cases > 0, right / np.maximum(cases, 1), np.nan)
-    f1 = np.where(cases + predicted > 0, 2 * right / np.maximum(cases + predicted, 1), np.nan)
+    f1 = f1_of(matrix)
     if average == "none":
         return PrecisionRecallF1(precision, recall, f1)
     held = cases > 0

@@ -21,11 +21,12 @@ from voxplain.engine.progress import tracked
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, write_json, write_text
 from voxplain.metrics.classification import (
-    accuracy,
-    balanced_accuracy,
-    cohens_kappa,
+    accuracy_of,
+    balanced_accuracy_of,
     confusion_matrix,
-    precision_recall_f1,
+    f1_of,
+    kappa_of,
+    micro_balanced_accuracy_of,
 )
 from voxplain.metrics.reliability import expected_calibration_error
 from voxplain.metrics.statistics import bootstrap_interval
@@ -52,6 +53,16 @@ _PAPER = {
     ("oligodendroglioma", "balanced accuracy"): 0.833,
     ("oligodendroglioma", "F1"): 0.8,
 }
+
+
+# What is worked out of a confusion matrix: of all classes, and of one against the others.
+_OF_ALL = {
+    "balanced accuracy": balanced_accuracy_of,
+    "micro balanced accuracy": micro_balanced_accuracy_of,
+    "accuracy": accuracy_of,
+    "kappa": kappa_of,
+}
+_OF_ONE = {"balanced accuracy": balanced_accuracy_of, "F1": lambda matrix: float(f1_of(matrix)[1]), "kappa": kappa_of}
 
 
 def cross_validate(
@@ -128,30 +139,29 @@ def figures(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[
         labels, predicted, patients, sure = (
             np.array([line[name] for line in own]) for name in ("label", "predicted", "patient", "probability")
         )
-        whole: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-            "balanced accuracy": partial(balanced_accuracy, classes=len(classes)),
-            "micro balanced accuracy": partial(_micro_balanced_accuracy, classes=len(classes)),
-            "accuracy": partial(accuracy, classes=len(classes)),
-            "kappa": partial(cohens_kappa, classes=len(classes)),
-        }
         n = len(set(patients.tolist()))
-        for metric, statistic in whole.items():
-            low, high = bootstrap_interval((labels, predicted), statistic=statistic, groups=patients)
-            found.append((ALL, row, metric, "plain", statistic(labels, predicted), low, high, n))
-        right = (labels == predicted).astype(int)
-        low, high = bootstrap_interval((right, sure), statistic=expected_calibration_error, groups=patients)
-        found.append((ALL, row, "calibration error", "plain", expected_calibration_error(right, sure), low, high, n))
+
+        def add(
+            table: str,
+            metric: str,
+            n: int,
+            statistic: Callable[..., float],
+            *values: np.ndarray,
+            row: str = row,
+            patients: np.ndarray = patients,
+        ) -> None:
+            low, high = bootstrap_interval(values, statistic=statistic, groups=patients)
+            found.append((table, row, metric, "plain", statistic(*values), low, high, n))
+
+        pairs = labels * len(classes) + predicted
+        for metric, figure in _OF_ALL.items():
+            add(ALL, metric, n, partial(_of_pairs, figure=figure, classes=len(classes)), pairs)
+        add(ALL, "calibration error", n, expected_calibration_error, (labels == predicted).astype(int), sure)
         for place, name in enumerate(classes):
-            one, said = (labels == place).astype(int), (predicted == place).astype(int)
-            its: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-                "balanced accuracy": balanced_accuracy,
-                "F1": _f1,
-                "kappa": partial(cohens_kappa, classes=2),
-            }
-            count = len(set(patients[one == 1].tolist()))
-            for metric, statistic in its.items():
-                low, high = bootstrap_interval((one, said), statistic=statistic, groups=patients)
-                found.append((name, row, metric, "plain", statistic(one, said), low, high, count))
+            pairs = 2 * (labels == place) + (predicted == place)
+            count = len(set(patients[labels == place].tolist()))
+            for metric, figure in _OF_ONE.items():
+                add(name, metric, count, partial(_of_pairs, figure=figure, classes=2), pairs)
     return found
 
 
@@ -196,12 +206,6 @@ def _by_means(
     return found
 
 
-def _f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    return float(precision_recall_f1(labels, predicted, classes=2, average="none").f1[1])
-
-
-def _micro_balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, *, classes: int) -> float:
-    """Each case once for each class, yes or no: the mean of the share of found yes and of found no."""
-    each = np.arange(classes)
-    yes, said = (labels[:, None] == each).ravel().astype(int), (predicted[:, None] == each).ravel().astype(int)
-    return balanced_accuracy(yes, said)
+def _of_pairs(pairs: np.ndarray, *, figure: Callable[[np.ndarray], float], classes: int) -> float:
+    """A figure of cases that are coded as label * classes + predicted, from their confusion matrix."""
+    return figure(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
