@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.table import Table
 
 from voxplain.commands.options import (
@@ -268,9 +269,16 @@ def _print_lesions(lesions: Lesions) -> None:
         right = int((table["kind"] == "TP").sum())
         said += f": {right} true, {len(predicted) - right} false positives; {missed} of the reference missed"
     out_console.print(said, highlight=False)
-    shown = Table(title=f"The {min(_SHOWN, len(table))} first of {len(table)}")
+    # Names in two lines and no rules between columns, so that all of it fits into 80 characters.
+    shown = Table(title=f"The {min(_SHOWN, len(table))} first of {len(table)}", box=box.SIMPLE_HEAD, padding=0)
     for column in table.columns:
-        shown.add_column(column, justify="right")
+        shown.add_column(str(column).replace("_", "\n", 1), justify="right", vertical="bottom")
     for line in table.head(_SHOWN).itertuples(index=False):
-        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line))
+        cells = zip(table.columns, line, strict=True)
+        shown.add_row(*(_digits(name, value) if isinstance(value, float) else str(value) for name, value in cells))
     out_console.print(shown)
+
+
+def _digits(name: str, value: float) -> str:
+    """A figure as short as it can be read: places to 0.1 mm, probabilities to 0.01."""
+    return f"{value:.1f}" if name.endswith("_mm") else f"{value:.2f}" if "probability" in name else f"{value:.3g}"
