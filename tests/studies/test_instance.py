@@ -209,7 +209,8 @@ def test_every_table_is_there_with_its_kind(ran: tuple[Path, pd.DataFrame, str])
     ):
         assert words in text, words
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
+    assert "Is this lesion real?" in page
     assert "http" not in page.split("<body>")[1].replace("http-equiv", "")
     for name in ("violins.png", "context.png", "placements.tsv", "context.tsv", "facts.json", "scores.tsv"):
         assert (out / name).stat().st_size > 0, name
