@@ -15,9 +15,10 @@ import voxplain as vx
 from voxplain.cli import app
 from voxplain.datasets.phantom import TYPES
 from voxplain.datasets.phantom_cohort import write_gliomas
-from voxplain.datasets.tumour_classes import cohort
+from voxplain.datasets.tumour_classes import Cohort, cohort
 from voxplain.io.bundle import load_model
 from voxplain.studies import grading
+from voxplain.studies.scoring import SCORE_COLUMNS
 
 CLASSES = ("glioblastoma", "astrocytoma", "oligodendroglioma")
 
@@ -102,6 +103,12 @@ def test_tables_stand_beside_the_papers_and_a_second_run_trains_nothing(
     page = (out / "tables.md").read_text()
     assert "| 003, CPM-RadPath 2020 |  | 0.893 | 0.857 | 0.733 |  | 21 cases in all |" in page
     assert "### Confusion matrix of the network" in page
+    grades = Cohort(cases=(), classes=("high-grade", "low-grade"), labels={}, data="made")
+    lines = [
+        {"row": "network", "patient": f"p{k}", "label": k % 2, "predicted": k % 2, "probability": 0.9} for k in range(8)
+    ]
+    rows = pd.DataFrame(grading.figures(lines, grades.classes), columns=list(SCORE_COLUMNS))
+    assert "003" not in grading.markdown(rows, lines, grades)
     assert "**These figures are too few to mean anything" in page
     before = {path: path.stat().st_mtime_ns for path in out.glob("fold*/*")}
     arguments = ("train", "grading", "--data", str(made), "--dataset", "phantom", "--quick", "--threads", "1")

@@ -55,6 +55,7 @@ _PAPER = {
 }
 
 
+_PAPERS_CLASSES = {table for table, _ in _PAPER} - {ALL}
 # What is worked out of a confusion matrix: of all classes, and of one against the others.
 _OF_ALL = {
     "balanced accuracy": balanced_accuracy_of,
@@ -179,7 +180,8 @@ def markdown(summary: pd.DataFrame, lines: Sequence[Mapping[str, Any]], cohort: 
             own = its[its["row"] == row].set_index("metric")
             cells = [f"{own.value[m]:.3f} [{own.low[m]:.3f}, {own.high[m]:.3f}]" for m in metrics]
             rows.append(table_line([row, *cells, str(own.n.iloc[0])]))
-        if any((table, metric) in _PAPER for metric in metrics):
+        # The paper has three types; beside grades its figures would say nothing.
+        if set(cohort.classes) == _PAPERS_CLASSES and any((table, metric) in _PAPER for metric in metrics):
             theirs = [f"{_PAPER[table, m]:.3f}" if (table, m) in _PAPER else "" for m in metrics]
             rows.append(table_line(["003, CPM-RadPath 2020", *theirs, f"{_PAPERS_CASES} cases in all"]))
         blocks.append("\n".join(rows))
