@@ -6,11 +6,11 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from voxplain.datasets.brats import SEQUENCES
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
 from voxplain.io.sequences import patient_folder_files
 
-SEQUENCES = ("flair", "t1", "t1ce", "t2")
 # Glioblastoma or diffuse astrocytic glioma with its molecular features; astrocytoma, IDH-mutant; oligodendroglioma.
 CLASSES = {"G": "glioblastoma", "A": "astrocytoma", "O": "oligodendroglioma"}
 _SHOWN = 5

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from voxplain.datasets.brats import SEQUENCES
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
 from voxplain.io.atomic import read_json
 from voxplain.io.sequences import canonical, without_suffix
 
-SEQUENCES = ("flair", "t1", "t1ce", "t2")
 # The words of dataset.json, in lower case, and ours. BraTS has 1 for the necrotic core and 2 for oedema.
 _PARTS = {
     "edema": "oedema",

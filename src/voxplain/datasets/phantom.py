@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from voxplain.datasets.brats import GRADES, SEQUENCES, cases
 from voxplain.datasets.case import Case
+from voxplain.datasets.cpm_radpath import CLASSES
 from voxplain.datasets.phantom_anatomy import Anatomy, make_anatomy, smooth_noise, world
 from voxplain.datasets.phantom_lesions import (
     ENHANCING,
@@ -32,7 +33,7 @@ from voxplain.scan import Labels, Scan
 
 SIDES = ("left", "right")
 # Types of glioma in the words of CPM-RadPath: glioblastoma, astrocytoma, oligodendroglioma.
-TYPES = ("G", "A", "O")
+TYPES = tuple(CLASSES)
 
 # The marker of a planted shortcut: a bright ball in one sequence, in the left half of the cerebellum.
 SHORTCUT_SEQUENCE = "t2"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ _DATA = {
     ),
     "phantom": "glioma phantoms made by voxplain: phantom (software check), no patient's scan is among them",
 }
+TOO_FEW = "too few to mean anything"
 # A class with fewer patients than this leaves one or two of them in each fold's test part.
 _ENOUGH_PATIENTS = 10
 
@@ -72,12 +73,20 @@ def cohort(dataset: str, root: Path | str) -> Cohort:
         raise InputError(
             f"{len(lacking)} of {len(classed)} cases lack a sequence: {shown}; add the files, or take these cases out"
         )
-    short = [f"{names[grade]}: {count} patients" for grade, count in counts.items() if count < _ENOUGH_PATIENTS]
     places = {grade: place for place, grade in enumerate(names)}
     return Cohort(
         cases=classed,
         classes=tuple(names.values()),
         labels={case.id: places[case.grade] for case in classed if case.grade is not None},
         data=_DATA[dataset],
-        caution=f"too few to mean anything ({', '.join(short)})" if short else None,
+        caution=too_few({names[grade]: count for grade, count in counts.items()}),
     )
+
+
+def too_few(patients: Mapping[str, int]) -> str | None:
+    """Why no figure means anything of classes with so many patients each, or None: one has fewer than ten.
+
+    The text stands beside every figure that is printed or written: "too few to mean anything (LGG: 3 patients)".
+    """
+    short = [f"{name}: {count} patients" for name, count in patients.items() if count < _ENOUGH_PATIENTS]
+    return f"{TOO_FEW} ({', '.join(short)})" if short else None

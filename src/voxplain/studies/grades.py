@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from voxplain.compute import Compute
+from voxplain.datasets import tumour_classes
 from voxplain.datasets.brats import GRADES
 from voxplain.datasets.case import Case
 from voxplain.errors import InputError
@@ -23,10 +24,6 @@ from voxplain.preparation import prepare
 from voxplain.studies import cross_validation
 from voxplain.studies.task import Labelled, Preset, Task
 from voxplain.training import Settings
-
-TOO_FEW = "too few to mean anything"
-# A grade with fewer patients than this leaves one or two of them in each fold's test part.
-_ENOUGH_PATIENTS = 10
 
 _SMALL = Card(
     name="tumour-grade",
@@ -121,8 +118,7 @@ def too_few(cases: Sequence[Case]) -> str | None:
     Cases without a grade do not count.
     """
     patients = {grade: len({case.patient for case in cases if case.grade == grade}) for grade in GRADES}
-    short = [f"{grade}: {count} patients" for grade, count in patients.items() if count < _ENOUGH_PATIENTS]
-    return f"{TOO_FEW} ({', '.join(short)})" if short else None
+    return tumour_classes.too_few(patients)
 
 
 def graded(cases: Sequence[Case]) -> list[Case]:
