@@ -49,7 +49,9 @@ ALLOWED: dict[str, set[str]] = {
     "augmentation": set(),
     "balance": {"errors"},
     "optimisation": {"io"},
-    "segmentation_training": _LOWER | {"engine", "augmentation", "losses", "optimisation"},
+    "segmentation_training": _LOWER | {"engine", "augmentation", "optimisation"},
+    "segmentation_losses": {"errors", "losses", "segmentation_training"},
+    "tumour_regions": {"errors"},
     "training": _LOWER
     | {"engine", "augmentation", "balance", "datasets", "losses", "metrics", "networks"}
     | {"optimisation"},

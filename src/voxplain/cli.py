@@ -22,6 +22,7 @@ from voxplain.commands import (
     perturbation,
     phantom,
     relevance,
+    tumour_segmentation,
 )
 from voxplain.commands.check import check_results
 from voxplain.commands.explain import explain_command, known_explainers
@@ -93,6 +94,7 @@ _train = _group(
 _train.command("hemispheres")(hemispheres.train_hemispheres)
 _train.command("grades")(grades.train_grades)
 _train.command("grading")(grading.train_grading)
+_train.command("segmentation")(tumour_segmentation.train_segmentation)
 _train.command("gp")(gp.train_gp)
 _train.command("lesions")(lesion_training.train_lesions)
 _train.command("perturbation")(perturbation.train_perturbation)

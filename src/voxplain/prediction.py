@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,21 @@ def predict(model: Model, scan: Scan, *, name: str | None = None, compute: Compu
         InputError: model and scan do not fit each other, there is no such class or more than one to choose from, or
             the network gives one score per class and no map.
     """
-    compute, card = compute or Compute(), model.card
-    name = segmented_class(card, name)
-    started = time.perf_counter()
-    probability = np.zeros(scan.grid.shape, dtype=np.float32)
+    return _predicted(model, scan, (segmented_class(model.card, name),), compute or Compute())[0]
+
+
+def predict_classes(model: Model, scan: Scan, *, compute: Compute | None = None) -> dict[str, Prediction]:
+    """The probability of every class in every voxel, by the names of the classes; the network runs once.
+
+    Arguments and errors as of `predict`.
+    """
+    found = _predicted(model, scan, model.card.classes, compute or Compute())
+    return {prediction.name: prediction for prediction in found}
+
+
+def _predicted(model: Model, scan: Scan, names: Sequence[str], compute: Compute) -> list[Prediction]:
+    card, started = model.card, time.perf_counter()
+    probability = np.zeros((len(names), *scan.grid.shape), dtype=np.float32)
     passes = 0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -89,19 +100,19 @@ def predict(model: Model, scan: Scan, *, name: str | None = None, compute: Compu
     with compute.running(), in_evaluation(model.network, compute.torch_device):
         for prepared in regions:
             scores = torch.from_numpy(stitched_prediction(model, prepared, compute))[None]
-            found = probabilities(card.calibrated(scores), card)[0, card.classes.index(name)].float().numpy()
+            maps = probabilities(card.calibrated(scores), card)[0].float().numpy()
             passes += len(Tiling.of(card, prepared.input.grid.shape).boxes)
             box = tuple(slice(start, stop) for start, stop in prepared.box)
             there = scan.grid.window([start for start, _ in prepared.box], [b - a for a, b in prepared.box])
-            probability[box] = resample(found, prepared.map_grid, there)
+            for its, name in zip(probability, names, strict=True):
+                its[box] = resample(maps[card.classes.index(name)], prepared.map_grid, there)
     said = [str(warning.message) for warning in caught]
     for message in said:
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, UserWarning, stacklevel=3)
     provenance = {
         "model": {"name": card.name, "fingerprint": model.fingerprint},
         "card": deciding(card),
         "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
-        "class": name,
         "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},
         "passes": {"forward": passes},
         "seconds": round(time.perf_counter() - started, 3),
@@ -110,7 +121,10 @@ def predict(model: Model, scan: Scan, *, name: str | None = None, compute: Compu
         "versions": versions(),
     }
     probability.setflags(write=False)
-    return Prediction(probability, scan.grid, name, provenance)
+    return [
+        Prediction(values, scan.grid, name, {"class": name} | provenance)
+        for values, name in zip(probability, names, strict=True)
+    ]
 
 
 def segmented_class(card: Card, name: str | None = None) -> str:

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Compose
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from voxplain.augmentation import augmentation
 from voxplain.compute import Compute
@@ -24,7 +22,6 @@ from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
 from voxplain.io.atomic import output_folder
 from voxplain.io.checkpoint import read_checkpoint
-from voxplain.losses import blob_loss, normalised_dice_loss
 from voxplain.optimisation import (
     CHECKPOINT,
     OPTIMISERS,
@@ -38,18 +35,20 @@ from voxplain.optimisation import (
     write_checkpoint,
 )
 
-# A patch (C, x, y, z) and its blobs (x, y, z), numbered from 1 on, drawn with a source of randomness.
+# A patch (C, x, y, z) and what is to be learnt of it (x, y, z), whole numbers, drawn with a source of randomness.
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+# The loss, a scalar, of a network on images (B, C, x, y, z) float32 and their targets (B, x, y, z).
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class SegmentationSettings:
     """How a segmentation network is trained; the last epoch is kept.
 
-    An epoch has `steps` batches of `batch_size` patches. The loss is normalised Dice at lesion load `load`, in which
-    false positives weigh `lightest` at least and `heaviest` at most (None: as much as they do), plus `blob` times the
-    blob loss; the paper has nothing else. `cross_entropy` adds so much of the cross-entropy (no part of paper instance,
-    004). Optimiser, schedule, `averaging`, `clip` and `precision` are as in `voxplain.training.Settings`.
+    An epoch has `steps` batches of `batch_size` patches. Optimiser, schedule, `averaging`, `clip` and `precision` are
+    as in `voxplain.training.Settings`; `augmentation` is that of `voxplain.augmentation` called "lesions", or none.
     """
 
     epochs: int = 20
@@ -62,11 +61,6 @@ class SegmentationSettings:
     averaging: float = 0.98
     clip: float | None = 5.0
     precision: str = "bfloat16"
-    load: float = 0.001
-    lightest: float = 0.0
-    heaviest: float | None = None
-    blob: float = 1.0
-    cross_entropy: float = 0.0
     augmentation: bool = True
 
     def __post_init__(self) -> None:
@@ -76,15 +70,6 @@ class SegmentationSettings:
         for name, allowed in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        for name in ("blob", "cross_entropy"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is a weight of at least 0; got {getattr(self, name)}")
-        limit = math.inf if self.heaviest is None else self.heaviest
-        if not 0 <= self.lightest <= limit or not limit > 0:
-            raise InputError(
-                "lightest and heaviest are the least and the most that false positives weigh, from 0 on; got "
-                f"{self.lightest} and {self.heaviest}"
-            )
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip is the largest norm of a gradient, above 0, or None; got {self.clip}")
 
@@ -102,16 +87,16 @@ def train_segmentation(
     draw: Draw,
     folder: Path,
     *,
-    lesion: int,
+    loss: Loss,
     settings: SegmentationSettings,
     identity: str,
     seed: int = 0,
     compute: Compute | None = None,
     title: str = "training",
 ) -> SegmentationTrained:
-    """Train a network (B, C, x, y, z) -> (B, classes, x, y, z), with a softmax over classes, in place.
+    """Train a network (B, C, x, y, z) -> (B, classes, x, y, z) on drawn patches, in place.
 
-    `lesion` is the place of the class that is learnt among the classes, all others being background; `identity` says
+    `loss` runs the network on a batch, under the precision of the settings, and judges what comes out; `identity` says
     what `draw` draws from. After every epoch a checkpoint is written into `folder`; a training that was killed goes on
     from there and comes to the same result.
 
@@ -136,10 +121,10 @@ def train_segmentation(
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         losses, seconds = state["losses"], state["seconds"]
-    with compute.running():
+    with compute.running(), torch.random.fork_rng():
         for epoch in range(len(losses) + 1, settings.epochs + 1):
             started = time.perf_counter()
-            losses.append(_one_epoch(network, averaged, optimiser, draw, lesion, settings, seed, epoch, compute, title))
+            losses.append(_one_epoch(network, averaged, optimiser, draw, loss, settings, seed, epoch, compute, title))
             if not math.isfinite(losses[-1]):
                 raise InputError(f"{title}: the loss of epoch {epoch} is {losses[-1]}; lower the learning rate")
             seconds += time.perf_counter() - started
@@ -171,7 +156,7 @@ def _one_epoch(
     averaged: nn.Module,
     optimiser: torch.optim.Optimizer,
     draw: Draw,
-    lesion: int,
+    loss: Loss,
     settings: SegmentationSettings,
     seed: int,
     epoch: int,
@@ -186,16 +171,18 @@ def _one_epoch(
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng((seed, epoch, step))
         drawn = [_augmented(*draw(random), transform, random) for _ in range(settings.batch_size)]
-        images, blobs = zip(*drawn, strict=True)
-        return np.stack(images), np.stack(blobs)
+        images, targets = zip(*drawn, strict=True)
+        return np.stack(images), np.stack(targets)
 
     network.train()
     losses = []
+    # Networks that draw for themselves (dropout, variational branches) draw the same after a restart.
+    torch.manual_seed(int(np.random.default_rng((seed, epoch)).integers(2**31)))
     # The next batch is made while the network learns from this one.
     with ThreadPoolExecutor(max_workers=1) as ahead:
         coming = ahead.submit(batch, 0)
         for step in tracked(range(settings.steps), f"{title}: epoch {epoch}", shown=compute.progress):
-            images, blobs = coming.result()
+            images, targets = coming.result()
             if step + 1 < settings.steps:
                 coming = ahead.submit(batch, step + 1)
             rate = learning_rate_at(
@@ -208,10 +195,9 @@ def _one_epoch(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-                output = network(to_device(images, device))
-            loss = segmentation_loss(output.float(), torch.from_numpy(blobs).to(device), lesion, settings)
-            loss.backward()
-            losses.append(float(loss.detach()))
+                value = loss(network, to_device(images, device), torch.from_numpy(targets).to(device))
+            value.backward()
+            losses.append(float(value.detach()))
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
             optimiser.step()
@@ -220,32 +206,12 @@ def _one_epoch(
     return float(np.mean(losses))
 
 
-def segmentation_loss(
-    output: torch.Tensor, blobs: torch.Tensor, lesion: int, settings: SegmentationSettings
-) -> torch.Tensor:
-    """The loss, a scalar, of raw scores (B, classes, x, y, z) where blobs (B, x, y, z) number the lesions."""
-    if output.ndim != 5 or output.shape[2:] != blobs.shape[1:] or not 0 <= lesion < output.shape[1]:
-        raise InputError(
-            f"expected a map per class on the patch's grid, {tuple(blobs.shape[1:])}, with class {lesion} among them; "
-            f"the network returns {tuple(output.shape)}"
-        )
-    probability = torch.softmax(output, dim=1)[:, lesion]
-    weights: dict[str, Any] = {"load": settings.load, "lightest": settings.lightest, "heaviest": settings.heaviest}
-    loss = normalised_dice_loss(probability, blobs > 0, **weights)
-    if settings.blob:
-        loss = loss + settings.blob * blob_loss(probability, blobs, **weights)
-    if settings.cross_entropy:
-        other = 1 if lesion == 0 else 0
-        loss = loss + settings.cross_entropy * cross_entropy(output, torch.where(blobs > 0, lesion, other))
-    return loss
-
-
 def _augmented(
-    image: np.ndarray, blobs: np.ndarray, transform: Compose | None, random: np.random.Generator
+    image: np.ndarray, target: np.ndarray, transform: Compose | None, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Another scanner's view of a patch; what is background in all sequences stays 0."""
     if transform is None:
-        return image, blobs
+        return image, target
     transform.set_random_state(seed=int(random.integers(2**31)))
     changed = np.asarray(transform(torch.from_numpy(image)))
-    return np.where((image != 0).any(axis=0), changed, 0), blobs
+    return np.where((image != 0).any(axis=0), changed, 0), target

@@ -20,7 +20,7 @@ from voxplain.io.nifti import read_map
 from voxplain.metrics.network_free import flair_outliers
 from voxplain.metrics.overlap import dice
 from voxplain.scan import Labels, Scan
-from voxplain.segmentation_training import segmentation_loss
+from voxplain.segmentation_losses import lesion_loss
 from voxplain.studies import lesion_training, lesions
 from voxplain.studies.lesion_presets import PRESETS
 
@@ -148,7 +148,7 @@ def test_the_paper_preset_has_the_papers_size_and_takes_a_step() -> None:
     blobs[0, 3:6, 3:6, 3:6] = 1
     output = network(image)
     assert output.shape == (2, 2, 32, 32, 32)
-    segmentation_loss(output, blobs, 1, preset.settings).backward()
+    lesion_loss(output, blobs, 1, preset.settings).backward()
     assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in network.parameters())
 
 

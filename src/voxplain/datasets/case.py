@@ -12,6 +12,11 @@ from voxplain.errors import InputError
 from voxplain.io.nifti import read_labels, read_sequences, read_stacked
 from voxplain.scan import Labels, Scan
 
+_CONVENTIONS = (
+    " (BraTS numbers 1 necrotic, 2 oedema, 4 enhancing, from 2023 on 3 enhancing; the Decathlon 1 oedema, "
+    "2 non-enhancing, 3 enhancing: --dataset brats or msd says which one is read)"
+)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -73,6 +78,28 @@ class Case:
         Raises:
             InputError: no expert mask, a value in it that is not among `label_values`, or another grid than the scan's.
         """
+        labels = self._checked_labels()
+        return Labels(labels.data > 0, labels.grid)
+
+    def parts(self, names: Sequence[str]) -> Labels:
+        """The expert mask with other numbers: the place in `names`, from 1 on, of each voxel's part of the tumour.
+
+        Raises:
+            InputError: as of `tumour`, or `label_values` has other names.
+        """
+        if sorted(names) != sorted(self.label_values):
+            raise InputError(
+                f"the expert mask of case {self.id} tells {', '.join(self.label_values)} apart; asked for "
+                f"{', '.join(names)}"
+            )
+        labels = self._checked_labels()
+        numbers = np.zeros(int(labels.data.max()) + 1, dtype=np.int32)
+        for place, name in enumerate(names, start=1):
+            if self.label_values[name] < len(numbers):
+                numbers[self.label_values[name]] = place
+        return Labels(numbers[labels.data], labels.grid)
+
+    def _checked_labels(self) -> Labels:
         labels = self.labels()
         known = {0, *self.label_values.values()}
         strange = sorted(set(np.unique(labels.data).tolist()) - known)
@@ -81,6 +108,7 @@ class Case:
             raise InputError(
                 f"the expert mask of case {self.id} holds {', '.join(map(str, strange))}; expected 0 background, "
                 f"{names}; check that the file belongs to this data set and was not resampled by interpolation"
+                + (_CONVENTIONS if "oedema" in self.label_values else "")
             )
         # One sequence is enough to know the grid: the scan itself refuses sequences that differ.
         sequence = next(iter(self.files), None)
@@ -90,4 +118,17 @@ class Case:
                 f"the expert mask of case {self.id} does not lie on the grid of its {sequence}: {difference}; "
                 "resample it to the scan with nearest neighbours, or fetch the file again"
             )
-        return Labels(labels.data > 0, labels.grid)
+        return labels
+
+
+def check_complete(cases: Sequence[Case]) -> None:
+    """Nothing, if every case has all its sequences.
+
+    Raises:
+        InputError: some lack one; five of them are named.
+    """
+    if lacking := [f"{case.id} ({', '.join(case.missing)})" for case in cases if case.missing]:
+        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+        raise InputError(
+            f"{len(lacking)} of {len(cases)} cases lack a sequence: {shown}; add the files, or take these cases out"
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from voxplain.datasets import brats, cpm_radpath
-from voxplain.datasets.case import Case
+from voxplain.datasets.case import Case, check_complete
 from voxplain.errors import InputError
 
 DATASETS = ("cpm-radpath", "brats", "phantom")
@@ -68,11 +68,7 @@ def cohort(dataset: str, root: Path | str) -> Cohort:
             f"no case of class {' or '.join(empty)} in {root} ({held}; {len(found) - len(classed)} cases have none of "
             f"these classes): give patients of every class{how}"
         )
-    if lacking := [f"{case.id} ({', '.join(case.missing)})" for case in classed if case.missing]:
-        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-        raise InputError(
-            f"{len(lacking)} of {len(classed)} cases lack a sequence: {shown}; add the files, or take these cases out"
-        )
+    check_complete(classed)
     places = {grade: place for place, grade in enumerate(names)}
     return Cohort(
         cases=classed,

@@ -7,7 +7,7 @@ from typing import Any
 
 from voxplain.errors import InputError
 from voxplain.model import Card
-from voxplain.segmentation_training import SegmentationSettings
+from voxplain.segmentation_losses import LesionSettings
 
 CARD = Card(
     name="ms-lesions",
@@ -39,7 +39,7 @@ class LesionPreset:
     """
 
     card: Card
-    settings: SegmentationSettings
+    settings: LesionSettings
     patch: int | None = None
     painted: int = 27
     phantoms: int = 12
@@ -71,20 +71,20 @@ PRESETS = {
     # optimiser the paper leaves open.
     "paper": LesionPreset(
         replace(_card((32, 64, 128, 256, 512)), normalisation="z-score"),
-        SegmentationSettings(epochs=100, steps=250, batch_size=4, learning_rate=1e-3),
+        LesionSettings(epochs=100, steps=250, batch_size=4, learning_rate=1e-3),
     ),
     # Patches smaller than the windows: three times as many steps in the time. By the paper's weights false positives
     # would count next to nothing in most patches, where lesions are tiny (docs/results/instance.md). A network that is
     # to avoid them so much says less than it sees: the paper's threshold, as odds, divided by three.
     "small": LesionPreset(
         replace(_card((16, 32, 64, 128, 256)), threshold=0.125),
-        SegmentationSettings(epochs=50, steps=100, lightest=3.0, heaviest=3.0),
+        LesionSettings(epochs=50, steps=100, lightest=3.0, heaviest=3.0),
         patch=64,
     ),
     # Numbers that mean nothing, in seconds.
     "quick": LesionPreset(
         _card((4, 8), window=32),
-        SegmentationSettings(epochs=1, steps=2, batch_size=1),
+        LesionSettings(epochs=1, steps=2, batch_size=1),
         painted=1,
         phantoms=1,
     ),

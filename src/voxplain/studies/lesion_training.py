@@ -24,6 +24,7 @@ from voxplain.io.bundle import load_model, save_model
 from voxplain.io.nifti import read_labels
 from voxplain.optimisation import finish
 from voxplain.scan import Labels, Scan
+from voxplain.segmentation_losses import lesion_loss
 from voxplain.segmentation_training import train_segmentation
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.lesion_presets import LesionPreset
@@ -76,12 +77,12 @@ def train_network(
     output_folder(folder)
     card, patch = preset.card, preset.patch_size
     volumes = volumes_of(cases, shapes, preset, seed=seed, compute=compute)
-    network = new_network(card, seed)
+    network, lesion = new_network(card, seed), card.classes.index("lesion")
     result = train_segmentation(
         network,
         lambda random: draw(volumes, patch, random),
         folder,
-        lesion=card.classes.index("lesion"),
+        loss=lambda network, images, blobs: lesion_loss(network(images).float(), blobs, lesion, preset.settings),
         settings=preset.settings,
         identity=identity,
         seed=seed,
