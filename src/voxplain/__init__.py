@@ -18,6 +18,7 @@ from voxplain.explain import (
     LayerCAM,
     Occlusion,
     RelevanceMap,
+    ScoreCAM,
 )
 from voxplain.explain.explainer import Explainer
 from voxplain.explain.replaying import replay
@@ -58,6 +59,7 @@ __all__ = [
     "RegionScore",
     "RelevanceMap",
     "Scan",
+    "ScoreCAM",
     "Target",
     "check",
     "lesions",

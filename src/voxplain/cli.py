@@ -25,6 +25,7 @@ from voxplain.commands import (
     tumour_segmentation,
 )
 from voxplain.commands.check import check_results
+from voxplain.commands.diagnose import diagnose_scan
 from voxplain.commands.explain import explain_command, known_explainers
 from voxplain.commands.lesions import predict_scan
 from voxplain.commands.options import Device, Memory, Out, Seed, Threads, compute_of, error_console, out_console
@@ -83,6 +84,7 @@ def _group(name: str, words: str) -> typer.Typer:
 _explain = _group("explain", "Explain what a network says of a scan: one sub-command per method.")
 for _name, _kind in known_explainers().items():
     _explain.command(_name)(explain_command(_kind))
+app.command("diagnose")(diagnose_scan)
 app.command("predict")(predict_scan)
 app.command("check")(check_results)
 app.command("preprocess")(preprocess_scan)

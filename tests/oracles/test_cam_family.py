@@ -244,3 +244,53 @@ def test_windows_add_up_with_their_weights(method: str) -> None:
         expected[box] += fine.detach().numpy()
     assert touched > 1
     compare(why.total, np.maximum(expected, 0))
+
+
+@pytest.mark.parametrize("scale", ["logit", "probability"])
+def test_score_cam(scale: str) -> None:
+    """Wang 2020, eq. 5 to 9, one feature map after the other."""
+    model, layer = classifier(), "layer1"
+    why = vx.ScoreCAM(layer=layer, scale=scale)(model, SCAN, target=vx.ClassScore("b"), compute=CPU)
+    a, _ = watched(model.network, layer)
+    scores = []
+    with torch.no_grad():
+        for feature in a[0]:
+            mask = functional.interpolate(feature[None, None], size=GRID.shape, mode="trilinear")
+            mask = (mask - mask.min()) / (mask.max() - mask.min())
+            output = model.network(INPUT * mask)
+            scores.append(float(output[0, 1] if scale == "logit" else output.softmax(dim=1)[0, 1]))
+    weights = torch.tensor(scores, dtype=torch.float64).softmax(dim=0)
+    compare(why.total, laid_out(sum(w * feature for w, feature in zip(weights, a[0].detach(), strict=True))))
+    assert why.provenance["passes"] == {"forward": 2 + len(scores), "backward": 1}
+
+
+def test_a_feature_map_that_is_the_same_everywhere_has_no_weight() -> None:
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv3d(2, 3, 3, padding=1), nn.ReLU()), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(3, 1)
+    )
+    network = seeded(lambda: network)
+    with torch.no_grad():
+        network[0][0].weight[1].zero_()
+        network[0][0].bias[1] = 50.0
+    card = vx.Card(name="c", channels=("flair", "t1"), classes=("a",))
+    why = vx.ScoreCAM(layer="0")(vx.Model(network, card), SCAN, compute=CPU)
+    assert 0 < why.total.max() < 25
+
+
+def test_several_layers_are_fused_as_shares_of_their_highest_values() -> None:
+    single = [vx.GradCAM(layer=layer)(classifier(), SCAN, compute=CPU).total for layer in ("layer1", "layer3")]
+    fused = vx.GradCAM(layer="layer1, layer3")(classifier(), SCAN, compute=CPU)
+    np.testing.assert_allclose(fused.total, sum(one / one.max() for one in single) / 2, rtol=1e-5, atol=1e-7)
+    (facts,) = fused.provenance["facts"].values()
+    assert facts["layer"] == ["layer1", "layer3"]
+    assert facts["layer_grid_mm"][0] != facts["layer_grid_mm"][1]
+    assert fused.provenance["passes"] == {"forward": 3, "backward": 2}
+
+
+def test_a_layer_of_one_cell_localises_nothing() -> None:
+    network = nn.Sequential(nn.Conv3d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(3, 1))
+    card = vx.Card(name="c", channels=("flair", "t1"), classes=("a",))
+    model = vx.Model(seeded(lambda: network), card)
+    for explainer in (vx.GradCAM(layer="2"), vx.ScoreCAM(layer="2"), vx.LayerCAM(layer="0,2")):
+        with pytest.raises(vx.InputError, match=r"layer 2 has a grid of 1 x 1 x 1 cells, .* name an earlier layer"):
+            explainer(model, SCAN, compute=CPU)

@@ -192,7 +192,7 @@ class Differentiating(Running):
         if len(kept) != 1:
             raise InputError(
                 f"layer {layer!r} runs {len(kept)} times in one pass, so its map is not defined; "
-                f"name a layer that runs once, such as a block ({', '.join(self.layers_like_blocks())})"
+                f"name a layer that runs once, such as a block ({', '.join(self.blocks())})"
             )
         (activation,) = kept
         if not isinstance(activation, torch.Tensor) or activation.ndim != 2 + self.model.card.spatial_dims:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from voxplain.compute import Compute, size_in_words
+from voxplain.engine.blocks import blocks
 from voxplain.engine.boxes import memory_format
 from voxplain.engine.budget import MemoryMeter, is_out_of_memory
 from voxplain.engine.progress import console
@@ -250,9 +251,14 @@ class Running:
         found: np.ndarray = output[0, index].float().cpu().numpy().reshape(self.input.shape[1:])
         return found
 
-    def layers_like_blocks(self) -> list[str]:
-        """Names of the network's outermost modules that hold weights."""
-        return [name for name, module in self.model.network.named_children() if [*module.parameters()]]
+    def blocks(self) -> dict[str, tuple[int, ...]]:
+        """The grid of every block's output by the block's name (`voxplain.engine.blocks`); costs one pass."""
+
+        def run() -> None:
+            with torch.no_grad():
+                self._forward(self._tensor(self.input[None]))
+
+        return blocks(self.model.network, run, dims=self.model.card.spatial_dims)
 
     def announce(self, passes: int, what: str, boxes: Sequence[Sequence[tuple[int, int]]] = ()) -> None:
         """Say how many passes are coming and how long they should take.

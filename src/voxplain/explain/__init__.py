@@ -12,6 +12,7 @@ from voxplain.explain.lime import LIME
 from voxplain.explain.occlusion import Occlusion
 from voxplain.explain.relevance import RelevanceMap
 from voxplain.explain.rise import RISE
+from voxplain.explain.score_cam import ScoreCAM
 
 __all__ = [
     "LIME",
@@ -27,4 +28,5 @@ __all__ = [
     "LayerCAM",
     "Occlusion",
     "RelevanceMap",
+    "ScoreCAM",
 ]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from voxplain.engine.probe import Probe
-from voxplain.explain.cam import ClassActivationMap
+from voxplain.explain.cam import GradientWeighted
 from voxplain.explain.parts import one_of
 from voxplain.target import RegionScore, Target
 
@@ -16,7 +16,7 @@ _ALPHA = "paper: Eq. 7 as printed; monai: with MONAI's sum(activation x gradient
 
 
 @dataclass(frozen=True)
-class GradCAMPlusPlus(ClassActivationMap):
+class GradCAMPlusPlus(GradientWeighted):
     """Grad-CAM++ (Chattopadhay 2018), of the logit: feature maps weighted by the positive part of their gradients.
 
     Eq. 4, 6 and 7 of 004: a map's weight is the sum over its voxels v of alpha[v] ReLU(g[v]), with alpha = g^2 /
@@ -40,7 +40,7 @@ class GradCAMPlusPlus(ClassActivationMap):
 
 
 @dataclass(frozen=True)
-class InstanceGradCAMPlusPlus(ClassActivationMap):
+class InstanceGradCAMPlusPlus(GradientWeighted):
     """Grad-CAM++ of one lesion (004, Eq. 8-10): every voxel of every feature map has a weight of its own.
 
     The score is the sum of the logits over the lesion's voxels (Eq. 9), and the map ReLU(sum_k alpha_k[v] ReLU(g_k[v])

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from voxplain.explain.cam import ClassActivationMap
+from voxplain.explain.cam import GradientWeighted
 
 
 @dataclass(frozen=True)
-class HiResCAM(ClassActivationMap):
+class HiResCAM(GradientWeighted):
     """HiResCAM (Draelos 2020): the gradient of the logit times the feature maps, voxel by voxel, summed over the maps.
 
     Where a network is convolutions and one linear layer, it shows no voxel that did not speak for the class.

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from voxplain.explain.cam import ClassActivationMap
+from voxplain.explain.cam import GradientWeighted
 
 
 @dataclass(frozen=True)
-class LayerCAM(ClassActivationMap):
+class LayerCAM(GradientWeighted):
     """LayerCAM (Jiang 2021): feature maps weighted voxel by voxel by the positive part of the gradient of the logit.
 
     Made for early layers, whose maps are fine.

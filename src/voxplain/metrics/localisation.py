@@ -87,6 +87,40 @@ def place_of_evidence(
     return "beside" if distance <= _BESIDE_MM else "away"
 
 
+def mass_on_empty_slices(values: np.ndarray, mask: np.ndarray, *, inside: np.ndarray, axis: int) -> dict[str, float]:
+    """How a map behaves on slices of the head that hold nothing of a region (003, V.D looks at them, unmeasured).
+
+    Args:
+        values: the map, (X, Y, Z), any unit.
+        mask: the region, (X, Y, Z), boolean.
+        inside: the head, (X, Y, Z), boolean; slices outside of it do not count.
+        axis: that across the slices.
+
+    Returns:
+        "slices": how many slices of the head hold nothing of the region; "of": how many it has; "mass": the share of
+        the map's positive values on them; "volume": their share of the head, which is what a map that says nothing
+        has there; "peak": their highest value as a share of the map's. NaN where no value is positive.
+
+    Raises:
+        InputError: shapes differ, or a value is NaN or infinite.
+    """
+    values, mask = _aligned(values, mask)
+    _, inside = _aligned(values, inside)
+    others = tuple(other for other in range(3) if other != axis)
+    head = inside.any(axis=others)
+    empty = head & ~mask.any(axis=others)
+    positive = np.where(inside, np.clip(values, 0, None), 0).astype(np.float64)
+    along, highest = positive.sum(axis=others), positive.max(axis=others)
+    total, peak = along.sum(), highest.max(initial=0)
+    return {
+        "slices": float(empty.sum()),
+        "of": float(head.sum()),
+        "mass": float(along[empty].sum() / total) if total > 0 else np.nan,
+        "volume": float(inside.sum(axis=others)[empty].sum() / max(1, inside.sum())),
+        "peak": float(highest[empty].max(initial=0) / peak) if peak > 0 else np.nan,
+    }
+
+
 def _highest(values: np.ndarray) -> np.ndarray | None:
     """Where a map is highest, boolean; None where it is the same everywhere."""
     if not values.size or values.max() == values.min():

@@ -95,6 +95,7 @@ def lesion_report(
         "seen": "The network was trained on this scan." if seen else None,
         "subtitle": subtitle(scan),
         "verdicts": [],
+        "diagnosis": None,
         "lesions": {
             "said": _said(lesions),
             "shown": _shown(lesions, groups, elsewhere),

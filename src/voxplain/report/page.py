@@ -89,7 +89,7 @@ def report(
 
     view = view_of(scan, truth, *masks)
     sequence = _first_sequence(scan, explanations)
-    methods = [_method(*found, view) for found in zip(names, explanations, masks, strict=True)]
+    methods = [method_context(*found, view) for found in zip(names, explanations, masks, strict=True)]
     pictures = [
         base64.b64encode(planes(scan, explanation, mask, truth, sequence, at=method["place"])).decode("ascii")
         for explanation, mask, method in zip(explanations, masks, methods, strict=True)
@@ -113,6 +113,7 @@ def report(
         "title": title or f"What {facts.network_name(first)} looked at",
         "note": note,
         "lesions": None,
+        "diagnosis": None,
         "seen": facts.seen_words(names, explanations) if seen else None,
         "subtitle": subtitle(scan),
         "verdicts": _verdicts(explanations),
@@ -135,7 +136,7 @@ def report(
         # What most machines' WebGL2 holds along an axis; the page asks for the true limit.
         "large": max(view.grid.shape) > 2048,
     }
-    shown = viewer_data(scan, view, [_method_data(method) for method in methods], truth, sequence)
+    shown = viewer_data(scan, view, [method_data(method) for method in methods], truth, sequence)
     write_text(render(context, shown), path)
     return path
 
@@ -197,7 +198,7 @@ def _verdicts(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _method(name: str, explanation: Explanation, mask: Labels | None, view: View) -> dict[str, Any]:
+def method_context(name: str, explanation: Explanation, mask: Labels | None, view: View) -> dict[str, Any]:
     """All that the page says and shows of one map."""
     place = most_relevant(explanation, mask)
     ranks: list[dict[str, Any]] = []
@@ -248,7 +249,7 @@ def _method(name: str, explanation: Explanation, mask: Labels | None, view: View
     }
 
 
-def _method_data(method: dict[str, Any]) -> dict[str, Any]:
+def method_data(method: dict[str, Any]) -> dict[str, Any]:
     """What the page's script needs of one map."""
     return {
         "name": method["name"],
