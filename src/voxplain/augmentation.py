@@ -24,7 +24,9 @@ from monai.transforms import (
 from monai.transforms.transform import RandomizableTransform
 
 # True is the strong one for volumes, as `Settings.augmentation` says it.
-AUGMENTATIONS = (True, "gentle", "elastic", "slices", "turns", "lesions")
+AUGMENTATIONS = (True, "gentle", "elastic", "slices", "turns", "lesions", "contrast")
+# Those that move no voxel, so that masks stay what they are.
+UNMOVED = ("lesions", "contrast")
 
 
 class MixChannels(RandomizableTransform):
@@ -69,7 +71,18 @@ def augmentation(kind: bool | str = True) -> Compose:
       which falls on the background, too.
     - "lesions", for patches of normalised volumes: sequences mixed, contrast, brightness, a bias field, blur and noise,
       nothing that moves a voxel.
+    - "contrast", for windows of normalised volumes: brightness, contrast and gamma of each sequence, little enough that
+      enhancement, which is how much brighter T1 is with contrast agent than without, can still be told.
     """
+    if kind == "contrast":
+        return Compose(
+            [
+                RandScaleIntensity(factors=0.15, prob=0.8, channel_wise=True),
+                RandShiftIntensity(offsets=0.15, prob=0.8, channel_wise=True),
+                RandAdjustContrast(gamma=(0.8, 1.25), prob=0.3),
+                RandGaussianNoise(std=0.08, prob=0.3),
+            ]
+        )
     if kind == "lesions":
         return Compose(
             [

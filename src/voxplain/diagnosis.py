@@ -32,7 +32,7 @@ from voxplain.prediction import predict_classes
 from voxplain.preparation import prepare
 from voxplain.scan import Labels, Scan
 from voxplain.target import ClassScore, probabilities
-from voxplain.tumour_regions import regions_of
+from voxplain.tumour_regions import channels_of, regions_of
 
 CONTROLS = ("random-map", "edge-detector")
 AGREEMENT = ("map", "kind", "cells", "cell_mm", "mass_inside", "pointing", "dice", "peak_mm", "place")
@@ -112,6 +112,7 @@ def diagnose(
     """
     compute, said = compute or Compute(), progress or (lambda words: None)
     check_classifier(classifier)
+    channels_of(segmenter.card.classes)
     said("classifying")
     known = class_probabilities(classifier, scan, compute=compute)
     said("segmenting")

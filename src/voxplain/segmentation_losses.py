@@ -52,6 +52,7 @@ class TumourSettings(SegmentationSettings):
     `cross_entropy` adds so much of the cross-entropy of every channel (no part of the paper).
     """
 
+    augmentation: bool | str = "contrast"
     reconstruction: float = 0.1
     cross_entropy: float = 0.0
 

@@ -16,7 +16,7 @@ import torch
 from monai.transforms import Compose
 from torch import nn
 
-from voxplain.augmentation import augmentation
+from voxplain.augmentation import UNMOVED, augmentation
 from voxplain.compute import Compute
 from voxplain.engine.progress import console, tracked
 from voxplain.errors import InputError
@@ -48,7 +48,8 @@ class SegmentationSettings:
     """How a segmentation network is trained; the last epoch is kept.
 
     An epoch has `steps` batches of `batch_size` patches. Optimiser, schedule, `averaging`, `clip` and `precision` are
-    as in `voxplain.training.Settings`; `augmentation` is that of `voxplain.augmentation` called "lesions", or none.
+    as in `voxplain.training.Settings`; `augmentation` names one of `voxplain.augmentation` that moves no voxel, True is
+    "lesions".
     """
 
     epochs: int = 20
@@ -61,7 +62,7 @@ class SegmentationSettings:
     averaging: float = 0.98
     clip: float | None = 5.0
     precision: str = "bfloat16"
-    augmentation: bool = True
+    augmentation: bool | str = True
 
     def __post_init__(self) -> None:
         for name, smallest in (("epochs", 1), ("steps", 1), ("batch_size", 1)):
@@ -70,6 +71,8 @@ class SegmentationSettings:
         for name, allowed in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        if self.augmentation not in (True, False, *UNMOVED):
+            raise InputError(f"augmentation is True, False or one of {', '.join(UNMOVED)}; got {self.augmentation!r}")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip is the largest norm of a gradient, above 0, or None; got {self.clip}")
 
@@ -166,7 +169,8 @@ def _one_epoch(
     """Run one epoch; returns the mean loss. All randomness follows from seed and epoch, so that resuming repeats it."""
     device = compute.torch_device
     half = settings.precision == "bfloat16" or device.type == "cuda"
-    transform = augmentation("lesions") if settings.augmentation else None
+    kind = "lesions" if settings.augmentation is True else settings.augmentation
+    transform = augmentation(kind) if kind else None
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng((seed, epoch, step))

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from voxplain.errors import InputError
-from voxplain.metrics.localisation import mass_inside, peak_distance, peak_inside, place_of_evidence
+from voxplain.metrics.localisation import (
+    mass_inside,
+    mass_on_empty_slices,
+    peak_distance,
+    peak_inside,
+    place_of_evidence,
+)
 
 SHAPE = (4, 3, 2)
 maps = arrays(np.float32, SHAPE, elements=st.floats(-5, 5, width=32))
@@ -81,3 +87,31 @@ def test_where_the_evidence_lies(bright: dict, outside: float, expected: str | N
 def test_without_a_region_nothing_is_said() -> None:
     values = np.random.default_rng(0).random((4, 4, 4))
     assert place_of_evidence(values, values > 2, inside=values > 0, spacing=(1, 1, 1)) is None
+
+
+def test_a_map_that_says_nothing_is_not_in_a_region_of_half_the_head() -> None:
+    inside = np.ones((20, 20, 20), dtype=bool)
+    mask = np.arange(20)[:, None, None] < 11
+    mask = np.broadcast_to(mask, inside.shape)
+    values = np.ones(inside.shape)
+    values[19, 0, 0] = 1.01
+    assert place_of_evidence(values, mask, inside=inside, spacing=(2, 2, 2)) == "away"
+    assert place_of_evidence(np.where(mask, 1, 0.2), mask, inside=inside, spacing=(2, 2, 2)) == "in"
+
+
+@given(maps, masks, masks)
+def test_slices_without_the_region(values: np.ndarray, mask: np.ndarray, inside: np.ndarray) -> None:
+    found = mass_on_empty_slices(values, mask, inside=inside, axis=0)
+    head = [x for x in range(SHAPE[0]) if inside[x].any()]
+    empty = [x for x in head if not mask[x].any()]
+    assert (found["slices"], found["of"]) == (len(empty), len(head))
+    positive = {x: sum(v for v in values[x][inside[x]].tolist() if v > 0) for x in head}
+    if sum(positive.values()) > 0:
+        assert found["mass"] == pytest.approx(sum(positive[x] for x in empty) / sum(positive.values()))
+        assert 0 <= found["peak"] <= 1
+        highest = max(values[x][inside[x]].max() for x in head)
+        there = max((values[x][inside[x]].max() for x in empty), default=0)
+        assert found["peak"] == pytest.approx(max(there, 0) / highest)
+    else:
+        assert np.isnan(found["mass"])
+    assert found["volume"] == pytest.approx(sum(inside[x].sum() for x in empty) / max(1, inside.sum()))

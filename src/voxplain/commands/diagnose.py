@@ -57,6 +57,7 @@ def diagnose_scan(
     from voxplain.diagnosis import diagnose
     from voxplain.io.bundle import load_model
     from voxplain.io.nifti import read_labels
+    from voxplain.report.diagnosis_page import agreement_rows
     from voxplain.studies.diagnosis_files import cam_named, write_diagnosis
 
     explainer = cam_named(method, colours)
@@ -83,12 +84,10 @@ def diagnose_scan(
     for name, mask in found.regions.items():
         out_console.print(f"{name}: {mask.volume:.1f} ml", highlight=False)
     table = Table(box=box.SIMPLE)
-    for column in ("map", "cell, mm", "mass inside", "pointing", "Dice", "peak, mm away", "evidence"):
+    for column in ("map", "cell, mm", "mass inside", "peak inside", "Dice", "mm away", "evidence"):
         table.add_column(column, overflow="fold")
-    from voxplain.report.diagnosis_page import agreement_rows
-
     for row in agreement_rows(found.agreement):
-        cells = ("name", "cell_mm", "mass", "pointing", "dice", "peak", "place")
+        cells = ("short", "cell_mm", "mass", "pointing", "dice", "peak", "place")
         table.add_row(*(str(row[cell]) for cell in cells))
     out_console.print(table)
     out_console.print(found.sentence, highlight=False)

@@ -61,9 +61,10 @@ def place_of_evidence(
 ) -> str | None:
     """Where a map's evidence lies: "in" a region, "beside" it, or "away" from it; None where that cannot be said.
 
-    "in": half or more of the positive values lie in the region; or the highest voxel does, and the region holds twice
-    its share of them or more. "beside": the highest voxel lies at most 10 mm from the region. "away": all else. None
-    where no value is positive, the map is the same everywhere, or the region is empty.
+    "in": of the way from the region's share of the head to all of it, the share of the positive values that lies in the
+    region goes half or more (of a small region: half of them lie there); or the highest voxel lies there, and the
+    region holds twice its share of them or more. "beside": the highest voxel lies at most 10 mm from the region.
+    "away": all else. None where no value is positive, the map is the same everywhere, or the region is empty.
 
     Args:
         values: the map, (X, Y, Z), any unit.
@@ -82,7 +83,7 @@ def place_of_evidence(
     if np.isnan(mass) or np.isnan(distance):
         return None
     share = float(mask.sum()) / float((inside | mask).sum())
-    if mass >= _HALF or (distance == 0 and mass >= _TIMES_ITS_SHARE * share):
+    if mass - share >= _HALF * (1 - share) or (distance == 0 and mass >= _TIMES_ITS_SHARE * share):
         return "in"
     return "beside" if distance <= _BESIDE_MM else "away"
 

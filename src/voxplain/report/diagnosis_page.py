@@ -24,8 +24,9 @@ from voxplain.tumour_regions import NAMES
 
 NOT_FOR_DIAGNOSIS = "Research software: not for diagnosis, and no medical device."
 _RULES = (
-    "In: half of the map's positive values or more lie in the tumour, or its highest voxel does and the tumour holds "
-    "twice its share of the head or more. Beside: the highest voxel lies within 10 mm. Away: all else."
+    "In: the share of the map's positive values that lies in the tumour goes half of the way or more from the tumour's "
+    "share of the head to all of it; or the highest voxel lies in it, and it holds twice its share or more. Beside: "
+    "the highest voxel lies within 10 mm. Away: all else."
 )
 
 
@@ -135,9 +136,10 @@ def agreement_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "name": line["map"],
+            "short": str(line["map"]).rpartition(".")[2],
             "control": line["map"] in CONTROLS,
             "cells": line["cells"],
-            "cell_mm": line["cell_mm"],
+            "cell_mm": " x ".join(f"{float(step):.3g}" for step in line["cell_mm"].split(" x ") if step),
             "mass": _share(line["mass_inside"]),
             "pointing": "-" if np.isnan(line["pointing"]) else "yes" if line["pointing"] >= 0.5 else "no",
             "dice": f"{line['dice']:.2f}",

@@ -50,7 +50,7 @@ def write_diagnosis(
     note: str | None = None,
     colours: str = "uniform",
 ) -> dict[str, Path]:
-    """Write masks, maps (`maps/`, as `voxplain explain` does), `agreement.tsv`, pictures, `diagnosis.json` and the page.
+    """Write masks, maps (in `maps/`, as `voxplain explain` does), agreement.tsv, diagnosis.json, pictures and the page.
 
     `seen` says of "classifier" and "segmenter" whether it was trained on this scan, None where nobody knows.
 

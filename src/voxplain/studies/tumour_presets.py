@@ -83,7 +83,7 @@ PRESETS = {
                 "num_res_units": 2,
             },
         ),
-        TumourSettings(epochs=20, steps=50, batch_size=1, learning_rate=2e-3, averaging=0.97, cross_entropy=0.5),
+        TumourSettings(epochs=25, steps=50, batch_size=1, learning_rate=3e-3, averaging=0.98, cross_entropy=0.5),
         variational=False,
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.
