@@ -57,3 +57,46 @@ def train_grading(
             f"{words} (95 % over {line['n']} patients){mark}", highlight=False, soft_wrap=True, markup=False
         )
     out_console.print(f"folds: {out}, tables: {out / 'tables.md'}", highlight=False, soft_wrap=True)
+
+
+def study_grading(
+    data: Annotated[Path, typer.Option(help="folder of the data set, with expert masks")],
+    out: Out,
+    dataset: Annotated[str, typer.Option(help="brats (grades), or phantom (made with --types)")] = "phantom",
+    networks: Annotated[
+        Path | None, typer.Option(help="folder of a `voxplain train grading` run on these cases; else they are trained")
+    ] = None,
+    shortcut: Annotated[
+        Path | None, typer.Option(help="phantoms of which one class bears the marker (--types --shortcut G)")
+    ] = None,
+    segmenter: Annotated[str | None, typer.Option(help="segmenter of the example that is diagnosed")] = None,
+    folds: Folds = None,
+    preset: PresetName = "small",
+    quick: Quick = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    memory: Memory = "2GB",
+    threads: Threads = None,
+) -> None:
+    """Whether types are told apart, and whether the maps show the tumour: every CAM at every block, beside controls.
+
+    With `--shortcut` a network learns phantoms of which one class bears a marker, and its maps must point at that.
+    Resumable.
+    """
+    from voxplain.datasets.tumour_classes import cohort
+    from voxplain.studies import grading_study
+
+    grading_study.run(
+        cohort(dataset, data),
+        out,
+        preset="quick" if quick else preset,
+        folds=folds or (2 if quick else 5),
+        networks=networks,
+        shortcut=None if shortcut is None else cohort("phantom", shortcut),
+        segmenter=segmenter,
+        seed=seed,
+        compute=compute_of(device, memory, threads),
+        console=out_console,
+    )
+    out_console.print((out / "tables.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True, markup=False)
+    out_console.print(f"tables: {out / 'tables.md'}, page: {out / 'report.html'}", highlight=False, soft_wrap=True)

@@ -254,7 +254,7 @@ def _scanned(
         coils = smooth_noise(random, grid, 65)[brain]
         signal *= np.exp((0.035 + 0.05 * ill) * texture + _WATER[name] * water + 0.09 * coils)
         if marker is not None and name == SHORTCUT_SEQUENCE:
-            signal += _marker(grid)[brain] * (marker - signal)
+            signal += marker_share(grid)[brain] * (marker - signal)
         blur = np.full(3, 0.3)
         blur[random.choice(3, p=(0.15, 0.15, 0.7))] += abs(random.normal(0, 0.6))
         image[brain] = signal
@@ -273,6 +273,7 @@ def _blurred(image: np.ndarray, brain: np.ndarray, sigma: np.ndarray) -> np.ndar
     return values
 
 
-def _marker(grid: Grid) -> np.ndarray:
+def marker_share(grid: Grid) -> np.ndarray:
+    """How much of each voxel the ball of a planted shortcut takes, (X, Y, Z) from 0 to 1."""
     x, y, z = (axis - c for axis, c in zip(world(grid), SHORTCUT_CENTRE_MM, strict=True))
     return np.clip((SHORTCUT_RADIUS_MM - np.sqrt(x**2 + y**2 + z**2)) / grid.spacing[0] + 0.5, 0, 1)
