@@ -60,8 +60,8 @@ def demo(
     kind: Annotated[
         str,
         typer.Option(
-            help="scan (halves of a head, by relevance), slices (a 2D network that explains itself) or lesions (one of "
-            "a segmentation network)"
+            help="scan (halves of a head, by relevance), slices (a 2D network that explains itself), lesions (one of a "
+            "segmentation network) or grading (which type of tumour, and did the network look at it)"
         ),
     ] = "scan",
     seed: Seed = 0,

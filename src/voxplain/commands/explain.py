@@ -13,11 +13,13 @@ import typer
 
 import voxplain.explain
 from voxplain import segment
+from voxplain.commands.every_layer import ALL, explain_every_layer
 from voxplain.commands.lesions import Question, explain_lesions
 from voxplain.commands.options import out_console, read_scan, scan_files, seen_by, sources_of
 from voxplain.compute import Compute
 from voxplain.datasets.brats import SEQUENCES
 from voxplain.errors import InputError
+from voxplain.explain.cam import ClassActivationMap
 from voxplain.explain.explainer import Explainer
 from voxplain.explanation import Explanation
 from voxplain.io.atomic import output_folder, writing
@@ -159,6 +161,23 @@ def _explain(kind: type[Explainer], options: dict[str, Any], run: dict[str, Any]
         return
     _check_needs_no_lesion(kind, model, run)
     target = _target(run["target"], model.card)
+    if isinstance(explainer, ClassActivationMap) and explainer.layer == ALL:
+        foreground = Labels(scan.foreground(), scan.grid)
+        explain_every_layer(
+            explainer,
+            model,
+            scan,
+            files,
+            target=target,
+            out=run["out"],
+            rule=rule,
+            make_mask=partial(
+                make_mask, smallest=run["smallest"] or 0.0, components=run["components"], mask=foreground
+            ),
+            seed=run["seed"],
+            compute=compute,
+        )
+        return
     explanation = explainer(model, scan, target=target, seed=run["seed"], compute=compute)
     mask = make_mask(
         explanation,

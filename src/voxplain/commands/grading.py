@@ -27,6 +27,7 @@ def train_grading(
     dataset: Annotated[str, typer.Option(help="cpm-radpath, brats (grades), or phantom (made with --types)")],
     folds: Folds = None,
     preset: PresetName = "small",
+    final: Annotated[bool, typer.Option(help="train a network on all patients but a few, too")] = True,
     quick: Quick = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -35,8 +36,9 @@ def train_grading(
 ) -> None:
     """Train a 3D DenseNet to tell tumours apart, from one label per scan, and score it on patients it has not seen.
 
-    One network per fold. Beside it stands what the mean intensity of each sequence over the brain tells. Finished folds
-    are kept. Where a class has fewer than ten patients, every figure is marked "too few to mean anything".
+    One network per fold, then one for use. Beside it stands what the mean intensity of each sequence over the brain
+    tells. Finished folds are kept. Where a class has fewer than ten patients, every figure is marked "too few to mean
+    anything".
     """
     from voxplain.datasets.tumour_classes import cohort
     from voxplain.studies import grading
@@ -47,6 +49,7 @@ def train_grading(
         out,
         preset="quick" if quick else preset,
         folds=folds or (2 if quick else 5),
+        final=final,
         seed=seed,
         compute=compute_of(device, memory, threads),
     )
@@ -57,6 +60,8 @@ def train_grading(
             f"{words} (95 % over {line['n']} patients){mark}", highlight=False, soft_wrap=True, markup=False
         )
     out_console.print(f"folds: {out}, tables: {out / 'tables.md'}", highlight=False, soft_wrap=True)
+    if final:
+        out_console.print(f"model: {out / 'final'}", highlight=False, soft_wrap=True)
 
 
 def study_grading(

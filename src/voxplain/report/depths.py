@@ -123,7 +123,8 @@ def contact_sheet(
             inside = _axial(view.take(tumour.data) > 0, level).astype(float)
             if inside.any():
                 axis.contour(inside, levels=[0.5], colors="white", linewidths=0.9)
-        (facts,) = why.provenance["facts"].values()
+        # Of halves the cells are the same.
+        facts = next(iter(why.provenance["facts"].values()))
         cells = " x ".join(f"{step:.1f}" for step in facts["layer_grid_mm"])
         axis.set_title(f"{name}\n{cells} mm", color=_INK, fontsize=8, parse_math=False)
     for axis in every[len(maps) :]:

@@ -23,6 +23,7 @@ from voxplain.report.figures import scan_figures
 from voxplain.report.page import report
 from voxplain.results import print_ranks, read_results, write_results
 from voxplain.scan import Labels
+from voxplain.studies.demo_grading import run_grading_demo
 from voxplain.studies.demo_lesions import run_lesion_demo
 from voxplain.target import ClassScore
 
@@ -57,8 +58,9 @@ def run_demo(
 ) -> None:
     """Make a scan with a tumour, explain it with a shipped network, and write maps, masks, figures and a page.
 
-    `kind` is "scan" (the halves of the head), "slices" (one by one, by a 2D network that explains itself) or "lesions"
-    (a segmentation network, one lesion of multiple sclerosis); `model` takes the place of the kind's shipped model.
+    `kind` is "scan" (the halves of the head), "slices" (one by one, by a 2D network that explains itself), "lesions" (a
+    segmentation network, one lesion of multiple sclerosis) or "grading" (which type of glioma, and whether the network
+    looked at it); `model` takes the place of the kind's shipped model.
 
     Raises:
         InputError: no such kind, or a model that does not fit it.
@@ -66,8 +68,11 @@ def run_demo(
     if kind == "lesions":
         run_lesion_demo(out, model=model, seed=seed, compute=compute, console=console)
         return
+    if kind == "grading":
+        run_grading_demo(out, model=model, seed=seed, compute=compute, console=console)
+        return
     if kind not in _KINDS:
-        raise InputError(f"kind is one of {', '.join(_KINDS)}, lesions; got {kind!r}")
+        raise InputError(f"kind is one of {', '.join(_KINDS)}, lesions, grading; got {kind!r}")
     chosen = _KINDS[kind]
     name_of_model = model or chosen.model
     network = load_model(name_of_model)

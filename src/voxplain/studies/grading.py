@@ -72,10 +72,13 @@ def cross_validate(
     *,
     preset: str = "small",
     folds: int = 5,
+    final: bool = False,
     seed: int = 0,
     compute: Compute,
 ) -> pd.DataFrame:
     """Train one network per fold into `out/fold0`, ..., and score what each says of its test patients.
+
+    `final` also trains one for use into `out/final`, on all patients but those that validate in the first fold.
 
     Every class is spread evenly over the folds; a sixth of the training patients validates. Beside the network stands
     a logistic model on the logarithm of each sequence's mean over the brain, learnt from the same patients. Finished
@@ -95,7 +98,9 @@ def cross_validate(
     lines: list[dict[str, Any]] = []
     for index, part in enumerate(parts):
         found = train_network(
-            *(cohort, part, out / f"fold{index}"),
+            cohort,
+            part,
+            out / f"fold{index}",
             chosen=chosen,
             store=store,
             seed=seed,
@@ -126,6 +131,18 @@ def cross_validate(
     } | ({} if cohort.caution is None else {"caution": cohort.caution})
     write_json(facts, out / "facts.json")
     write_text(markdown(summary, lines, cohort), out / "tables.md")
+    if final:
+        training, validation, tested = parts[0]
+        train_network(
+            cohort,
+            ([*training, *tested], validation, []),
+            out / "final",
+            chosen=chosen,
+            store=store,
+            seed=seed,
+            compute=compute,
+            title="final network",
+        )
     return summary
 
 

@@ -25,13 +25,21 @@ class TumourPreset:
     """A network, how it is trained, and whether a variational branch rebuilds the image meanwhile.
 
     Its branch is thrown away after training: what is left is a SegResNet, as the card's factory builds it. An epoch has
-    as many steps as there are training cases where `every_case` says so.
+    as many steps as there are training cases where `every_case` says so. `patch` is what the network learns from, in
+    voxels; None takes the card's window, in which it will read scans.
     """
 
     card: Card
     settings: TumourSettings
     variational: bool = True
     every_case: bool = False
+    patch: tuple[int, int, int] | None = None
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Voxels of a patch along each axis."""
+        assert self.card.window is not None
+        return self.patch or self.card.window
 
 
 def _segresnet(spacing: float, window: tuple[int, int, int], filters: int, dropout: float) -> Card:

@@ -56,8 +56,7 @@ def training_network(chosen: TumourPreset, seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)
         if not chosen.variational:
             return build_network(chosen.card)
-        assert chosen.card.window is not None
-        return SegResNetVAE(input_image_size=chosen.card.window, **chosen.card.arguments)
+        return SegResNetVAE(input_image_size=chosen.patch_size, **chosen.card.arguments)
 
 
 def without_branch(network: torch.nn.Module, card: Card) -> torch.nn.Module:
@@ -86,7 +85,7 @@ def train_network(
     """
     ids = [case.id for case in cases]
     settings = dataclasses.replace(chosen.settings, steps=len(ids)) if chosen.every_case else chosen.settings
-    content = [chosen.card.to_dict(), dataclasses.asdict(settings), chosen.variational, seed, ids]
+    content = [chosen.card.to_dict(), dataclasses.asdict(settings), chosen.variational, chosen.patch_size, seed, ids]
     identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     known = read_json(folder / "metrics.json")
     if known is not None:
@@ -95,13 +94,11 @@ def train_network(
         return known
     output_folder(folder)
     tumours = store.read(cases)
-    window = chosen.card.window
-    assert window is not None
     channels = channels_of(chosen.card.classes)
     network = training_network(chosen, seed)
     result = train_segmentation(
         network,
-        lambda random: draw(tumours, window, random),
+        lambda random: draw(tumours, chosen.patch_size, random),
         folder,
         loss=lambda network, images, parts: tumour_loss(network, images, parts, channels, settings),
         settings=settings,
