@@ -334,3 +334,31 @@ def test_one_millimetre_comes_to_the_same_as_two(data_folder: Path, half_card: M
         assert one.name == two.name
         assert one.input.grid.difference(two.input.grid) is None
         assert float(np.abs(one.input.data - two.input.data).max()) < 0.02
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("window", [(4, 4, 4), (30, 16, 44)])
+def test_a_scan_is_cut_to_its_head_and_laid_back(orientation: str, window: tuple[int, int, int]) -> None:
+    inside = np.zeros((40, 36, 38), dtype=bool)
+    inside[12:20, 2:10, 16:30] = True
+    data = np.where(inside, np.random.default_rng(0).uniform(1, 2, inside.shape), 0)[None].astype(np.float32)
+    grid = Grid(inside.shape, np.diag([2.0, 2, 2, 1]))
+    scan = Scan(data, grid, ("t1",))
+    scan = scan.on(grid.reoriented(orientation))
+    card = Card(name="n", channels=("t1",), classes=("a",), orientation="RAS", window=window, fit="head")
+    (prepared,) = prepare(scan, card)
+    # The box with a margin of 4 voxels, where the scan has so many, or the window where that is larger.
+    assert prepared.input.grid.shape == tuple(map(max, (16, 14, 22), window))
+    assert prepared.input.data.sum() == pytest.approx(data.sum(), rel=1e-6)
+    assert int(prepared.foreground.sum()) == int(inside.sum())
+    np.testing.assert_allclose(lay_back([prepared], [prepared.input.data], scan.grid)[0], scan.data[0], atol=1e-6)
+    assert prepared.record["cut"]["shape"] == list(prepared.input.grid.shape)
+
+
+def test_a_head_is_read_whole() -> None:
+    rest: dict[str, Any] = {"name": "net", "channels": ("t1",), "classes": ("a",), "fit": "head"}
+    with pytest.raises(InputError, match="read whole: region whole, and neither shape nor slices"):
+        Card(**rest, shape=(8, 8, 8))
+    with pytest.raises(InputError, match="read whole"):
+        Card(**rest, region="half")
+    assert Card(**rest, window=(8, 8, 8)).to_dict()["fit"] == "head"

@@ -18,7 +18,7 @@ _CHOICES = {
     "activation": ("sigmoid", "softmax"),
     "normalisation": ("none", "min-max", "z-score", "tissue", "grey-matter"),
     "region": ("whole", "half"),
-    "fit": ("cut", "stretch"),
+    "fit": ("cut", "stretch", "head"),
     "spatial_dims": (2, 3),
     "slices": (None, "axial", "coronal", "sagittal"),
 }
@@ -64,7 +64,8 @@ class Card:
             have (X, Y, 1), and those without `slices` take an image of exactly that size.
         fit: how a whole scan comes to its shape. "cut" takes or pads its middle; "stretch" takes the smallest box that
             holds all that is not background, and resamples it to so many voxels (paper grading, 003, IV.A.2), so that
-            the size of a voxel differs from scan to scan.
+            the size of a voxel differs from scan to scan. "head" cuts to that box, with a margin of 4 voxels, but not
+            smaller than the window: what networks learnt from, as their normalisation layers see how much air there is.
         window: size in voxels of the windows in which a network that gives a map reads the scan; their raw scores are
             blended with Gaussian weights (`voxplain.engine.windows`). None runs it on all of the input at once.
         overlap: share of a window that the next one covers again, at least 0 and below 1.
@@ -92,7 +93,7 @@ class Card:
     normalisation: Literal["none", "min-max", "z-score", "tissue", "grey-matter"] = "none"
     region: Literal["whole", "half"] = "whole"
     shape: tuple[int, int, int] | None = None
-    fit: Literal["cut", "stretch"] = "cut"
+    fit: Literal["cut", "stretch", "head"] = "cut"
     window: tuple[int, int, int] | None = None
     overlap: float = 0.25
     skull_stripped: bool = False
@@ -148,6 +149,8 @@ class Card:
                 "a whole scan is stretched to a shape: give the card a shape, region whole, and neither spacing, "
                 "slices nor window; or set fit to cut"
             )
+        if self.fit == "head" and (self.region, self.shape, self.slices) != ("whole", None, None):
+            raise InputError("a scan that is cut to its head is read whole: region whole, and neither shape nor slices")
         self._check_window()
         if self.slices is not None:
             self._check_slices(SLICE_CODES[self.slices])

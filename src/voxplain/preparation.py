@@ -20,6 +20,8 @@ from voxplain.scan import Scan
 _DARKEST_TISSUE = 32
 # Darker than this is background where its box is looked for (003, IV.A.2).
 _NOTHING = 1e-8
+# Voxels kept around a head that a scan is cut to.
+_MARGIN = 4
 # So that tissues, fluid and lesions lie about 1 away from each other.
 _MATTER_SCALE = 5.0
 # Brains measure 0.9 to 1.9 litres; a head with its skull, or a field of view without background, far more.
@@ -96,8 +98,12 @@ def _whole(scan: Scan, card: Card) -> Prepared:
     box = tuple((0, n) for n in scan.grid.shape)
     if card.spatial_dims == 2:
         _check_image(scan.grid, resampled.grid, card)
+    window = None
     if card.shape is not None and card.fit == "cut":
         window = _middle(resampled.grid, card.shape, record)
+    elif card.fit == "head":
+        window = _head(resampled.grid, foreground, card.window or (1, 1, 1), record)
+    if window is not None:
         normalised, foreground = _cut(normalised, foreground, background, window)
     return Prepared("whole", normalised, foreground, background, box, record)  # type: ignore[arg-type]
 
@@ -120,6 +126,23 @@ def _stretched(scan: Scan, card: Card) -> tuple[Scan, dict[str, Any]]:
         "resampled": True,
     }
     return turned.on(target), record
+
+
+def _head(lattice: Grid, foreground: np.ndarray, smallest: tuple[int, int, int], record: dict[str, Any]) -> Grid:
+    """The box of what is not background, with a margin, and not smaller than asked for."""
+    first, shape = [], []
+    for axis, (size, extent) in enumerate(zip(smallest, lattice.shape, strict=True)):
+        there = np.flatnonzero(foreground.any(axis=tuple(other for other in range(3) if other != axis)))
+        start, stop = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, extent)
+        start, stop = max(0, start - _MARGIN), min(extent, stop + _MARGIN)
+        if stop - start < size:
+            # About the middle of the head, but within the scan where that is large enough.
+            start = min(max(0, (start + stop - size) // 2), max(0, extent - size))
+            stop = start + size
+        first.append(start)
+        shape.append(stop - start)
+    record["cut"] = {"start": first, "shape": shape}
+    return lattice.window(first, shape)
 
 
 def _slices(scan: Scan, card: Card, plane: str) -> list[Prepared]:

@@ -17,7 +17,7 @@ from voxplain.model import Card
 
 CARD = Card(
     name="c", channels=("flair", "t1", "t1ce", "t2"), classes=("oedema", "non-enhancing", "enhancing"),
-    normalisation="z-score", window=(8, 8, 8),
+    normalisation="z-score", window=(8, 8, 8), fit="head",
 )  # fmt: skip
 # The expert's parts in our numbers: 1 oedema, 2 necrotic or non-enhancing, 3 enhancing.
 OURS = np.zeros((16, 14, 12), dtype=np.int16)
@@ -73,7 +73,13 @@ def test_a_convention_that_is_not_the_one_named_is_told_by_both_names(tmp_path: 
 def test_a_head_is_cut_with_its_parts(tmp_path: Path) -> None:
     (case,) = cohort("brats", brats(tmp_path)).cases
     found = tumour_of(case, CARD)
-    assert found.image.shape == (4, *found.parts.shape)
+    assert found.image.shape == (4, *found.parts.shape) == (4, 16, 14, 12)
+    # Not smaller than the window, with nothing where the scan has ended.
+    larger = tumour_of(case, replace(CARD, window=(8, 8, 32)))
+    assert larger.image.shape == (4, 16, 14, 32)
+    np.testing.assert_array_equal(larger.image[..., :12], found.image)
+    assert not larger.image[..., 12:].any()
+    assert not larger.parts[..., 12:].any()
     assert (np.bincount(found.parts.ravel()) == np.bincount(OURS.ravel()))[1:].all()
     where = np.argwhere(found.parts == 3)[0] - np.argwhere(OURS == 3)[0]
     whole = case.scan(CARD.channels).data
@@ -116,10 +122,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--dataset is one of msd, brats, phantom; got 'ms'"):
         cohort("ms", tmp_path)
     root = brats(tmp_path / "b")
-    (case,) = cohort("brats", root).cases
-
-    with pytest.raises(InputError, match=r"case P1: a window of \(32, 32, 32\) voxels does not fit"):
-        tumour_of(case, replace(CARD, window=(32, 32, 32)))
     (root / "P1" / "P1_t2.nii.gz").unlink()
     with pytest.raises(InputError, match=r"1 of 1 cases lack a sequence: P1 \(t2\)"):
         cohort("brats", root)

@@ -27,8 +27,6 @@ _DATA = {
     ),
     "phantom": "glioma phantoms made by voxplain: phantom (software check), no patient's scan is among them",
 }
-# Kept around the head where patches are cut.
-_MARGIN = 4
 
 
 @dataclass(frozen=True)
@@ -66,31 +64,17 @@ def cohort(dataset: str, root: Path | str) -> Masked:
 
 
 def tumour_of(case: Case, card: Card) -> Tumour:
-    """Prepare a case as the card declares, cut to the head, but not smaller than the card's window.
+    """Prepare a case as the card declares; for networks that learn from windows that is a scan cut to the head.
 
     Raises:
-        InputError: the scan does not fit the card or is smaller than its window, or the expert mask is not as expected.
+        InputError: the scan does not fit the card, or the expert mask is not as expected.
     """
-    assert card.window is not None
     try:
         (prepared,) = prepare(case.scan(card.channels), card)
     except InputError as error:
         raise InputError(f"case {case.id}: {str(error).removeprefix(f'case {case.id}: ')}") from error
     parts = case.parts(PARTS).on(prepared.input.grid).data
-    box = []
-    for axis, size in enumerate(card.window):
-        extent = prepared.foreground.shape[axis]
-        if extent < size:
-            raise InputError(
-                f"case {case.id}: a window of {card.window} voxels does not fit into a scan of "
-                f"{prepared.foreground.shape}"
-            )
-        there = np.flatnonzero(prepared.foreground.any(axis=tuple(other for other in range(3) if other != axis)))
-        start, stop = max(0, int(there[0]) - _MARGIN), min(extent, int(there[-1]) + 1 + _MARGIN)
-        start = min(max(0, start - max(0, size - (stop - start)) // 2), extent - size)
-        box.append(slice(start, max(stop, start + size)))
-    image = prepared.input.data[(slice(None), *box)].astype(np.float16)
-    return Tumour(image, parts[tuple(box)].astype(np.int8))
+    return Tumour(prepared.input.data.astype(np.float16), parts.astype(np.int8))
 
 
 def draw(

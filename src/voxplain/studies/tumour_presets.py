@@ -16,6 +16,7 @@ _CARD = Card(
     classes=PARTS,
     orientation="LPS",
     normalisation="z-score",
+    fit="head",
     skull_stripped=True,
 )
 
