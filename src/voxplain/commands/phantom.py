@@ -29,6 +29,9 @@ def phantom_glioma(
     shortcut: Annotated[
         str | None, typer.Option(help="HGG, LGG, G, A or O: patients of it bear a marker outside the tumour")
     ] = None,
+    brightness: Annotated[
+        float, typer.Option(help="of the marker, as a multiple of white matter; networks are sure to see 16")
+    ] = 4.0,
 ) -> None:
     """Make patients with gliomas in BraTS layout, with their grades; finished patients are kept."""
     from voxplain.datasets.phantom import TYPES
@@ -38,7 +41,7 @@ def phantom_glioma(
     if len(asked) > 1:
         raise InputError(f"a cohort is of one grade, of types, or without tumours; got {' and '.join(asked)}")
     grades: Sequence[str | None] = [None] if clear else TYPES if types else GRADES if grade is None else [grade]
-    made = write_gliomas(out, n=n, seed=seed, spacing=spacing, grades=grades, shortcut=shortcut)
+    made = write_gliomas(out, n=n, seed=seed, spacing=spacing, grades=grades, shortcut=shortcut, brightness=brightness)
     _print_phantoms(made, n, out)
 
 

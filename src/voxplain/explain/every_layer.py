@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from voxplain.compute import Compute
 from voxplain.engine.probe import Probe
@@ -39,13 +39,15 @@ def every_layer(
     model: Model,
     scan: Scan,
     *,
+    grids: Mapping[str, tuple[int, ...]] | None = None,
     target: Target | None = None,
     seed: int = 0,
     compute: Compute | None = None,
 ) -> Iterator[tuple[str, Explanation]]:
     """Explain a scan by the feature maps of each block in turn (`voxplain.engine.blocks`), first block first.
 
-    Blocks whose grid is a single cell are left out: nothing can be localised there.
+    Blocks whose grid is a single cell are left out: nothing can be localised there. `grids` are what `block_grids`
+    found, where that was asked before.
 
     Yields:
         A layer's name and the explanation.
@@ -53,7 +55,7 @@ def every_layer(
     Raises:
         InputError: as an explainer's call.
     """
-    for layer, grid in block_grids(model, scan, target=target, compute=compute).items():
+    for layer, grid in (grids or block_grids(model, scan, target=target, compute=compute)).items():
         if math.prod(grid) > 1:
             found = dataclasses.replace(explainer, layer=layer)
             yield layer, found(model, scan, target=target, seed=seed, compute=compute)

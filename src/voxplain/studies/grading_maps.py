@@ -56,13 +56,14 @@ def lines_of(
     start["share"] = float((tumour.data > 0)[foreground].mean())
     lines: list[dict[str, Any]] = []
     first: Explanation | None = None
+    grids = block_grids(model, scan, target=target, compute=compute)
     for explainer in METHODS:
-        for layer, why in every_layer(explainer, model, scan, target=target, seed=seed, compute=compute):
+        for layer, why in every_layer(explainer, model, scan, grids=grids, target=target, seed=seed, compute=compute):
             lines.append(start | {"map": explainer.name, "layer": layer} | agreement_of(why, scan, tumour))
             first = first or why
     assert first is not None
     if slow:
-        layer = next(iter(block_grids(model, scan, target=target, compute=compute)))
+        layer = next(iter(grids))
         why = ScoreCAM(layer=layer)(model, scan, target=target, seed=seed, compute=compute)
         lines.append(start | {"map": ScoreCAM.name, "layer": layer} | agreement_of(why, scan, tumour))
     controls = (random_map(scan, first, seed=seed), edge_detector(scan, first))
@@ -84,10 +85,10 @@ def marker_lines(case: Case, model: Model, folder: Path, *, marked: str, compute
     known = class_probabilities(model, scan, compute=compute)
     ball = (marker_share(scan.grid) > 0) & scan.foreground()
     start = {"case": case.id, "patient": case.patient, "said": known[marked]}
-    lines = []
+    lines, target = [], ClassScore(marked)
+    grids = block_grids(model, scan, target=target, compute=compute)
     for explainer in METHODS:
-        found = every_layer(explainer, model, scan, target=ClassScore(marked), compute=compute)
-        for layer, why in found:
+        for layer, why in every_layer(explainer, model, scan, grids=grids, target=target, compute=compute):
             lines.append(start | {"map": explainer.name, "layer": layer} | _marker_figures(why, scan, ball, tumour))
     _write(lines, path)
     return lines

@@ -138,7 +138,8 @@ def _shortcut(
     if len(classes) != 1:
         raise InputError(
             "--shortcut is a cohort of phantoms of which one class bears the marker, as `voxplain phantom glioma "
-            f"--types --shortcut G` makes them; classes with a marker here: {', '.join(sorted(classes)) or 'none'}"
+            "--types --shortcut G --brightness 16` makes them; classes with a marker here: "
+            f"{', '.join(sorted(classes)) or 'none'}"
         )
     (name,) = classes
     chosen = preset_of(preset, shortcut.classes)
