@@ -383,7 +383,8 @@ def test_provenance_says_what_was_run(explainer: vx.Explainer, world: World) -> 
     model.network.body.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
     provenance = explainer(model, world.scan, compute=CPU).provenance
     # One pass more per region asks whether the network draws on chance; it is none of the method's own.
-    again = len(provenance["regions"]) if explainer.family == "perturbation" else 0
+    perturbs = explainer.family == "perturbation" or isinstance(explainer, vx.ScoreCAM)
+    again = len(provenance["regions"]) if perturbs else 0
     assert provenance["passes"]["forward"] == sum(calls) - again
     assert (provenance["passes"]["backward"] > 0) == (explainer.needs in ("gradients", "layer"))
     assert provenance["model"]["fingerprint"] == model.fingerprint

@@ -22,8 +22,8 @@ class ScoreCAM(ClassActivationMap):
 
     A map, resized and scaled to 0-1 (eq. 5 and 6), is multiplied into the input, what it hides being background; the
     weights are a softmax over the maps of the scores that these inputs have beyond that of background alone. A map that
-    is the same everywhere has weight 0. The scores of a softmax are the same to all maps but for a constant, so that
-    the baseline cancels.
+    is the same everywhere has weight 0, and where no map moves the score all have. A constant does not change a
+    softmax, so that the baseline, the score of background alone, cancels.
     """
 
     name: ClassVar[str] = "score-cam"
@@ -54,6 +54,7 @@ class ScoreCAM(ClassActivationMap):
         every = np.concatenate([piece.activation.reshape(channels, -1) for piece in pieces], axis=1)
         flat = np.ptp(every, axis=1) == 0
         weights = np.zeros(channels)
-        if not flat.all():
+        # A softmax of equal scores would spread weight over maps that do nothing.
+        if not flat.all() and (scores[~flat] != probe.clean_score(self.scale)).any():
             weights[~flat] = softmax(scores[~flat])
         return lambda piece: np.tensordot(weights.astype(np.float32), piece.activation, axes=(0, 0))
