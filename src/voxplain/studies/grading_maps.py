@@ -30,14 +30,22 @@ from voxplain.target import ClassScore
 
 # The paper's method at the paper's layer, fixed before anything was measured.
 HEADLINE = "grad-cam"
-METHODS: tuple[ClassActivationMap, ...] = (GradCAM(), GradCAMPlusPlus(), HiResCAM(), LayerCAM())
+METHODS: tuple[ClassActivationMap, ...] = (GradCAM(), HiResCAM(), LayerCAM(), GradCAMPlusPlus())
 _PLACES = ("in", "beside", "away")
 MAPS, BY_CLASS, EMPTY, MARKER = "maps", "maps by class", "slices without tumour", "shortcut"
 _MAP_METRICS = {"mass_inside": "mass inside", "pointing": "pointing", "dice": "Dice", "peak_mm": "peak away (mm)"}
 
 
 def lines_of(
-    case: Case, label: str, model: Model, folder: Path, *, slow: bool, seed: int, compute: Compute
+    case: Case,
+    label: str,
+    model: Model,
+    folder: Path,
+    *,
+    methods: Sequence[ClassActivationMap],
+    slow: bool,
+    seed: int,
+    compute: Compute,
 ) -> list[dict[str, Any]]:
     """The figures of every map of one case, explained for the class that is predicted; worked out once.
 
@@ -57,7 +65,7 @@ def lines_of(
     lines: list[dict[str, Any]] = []
     first: Explanation | None = None
     grids = block_grids(model, scan, target=target, compute=compute)
-    for explainer in METHODS:
+    for explainer in methods:
         for layer, why in every_layer(explainer, model, scan, grids=grids, target=target, seed=seed, compute=compute):
             lines.append(start | {"map": explainer.name, "layer": layer} | agreement_of(why, scan, tumour))
             first = first or why
@@ -75,7 +83,9 @@ def lines_of(
     return lines
 
 
-def marker_lines(case: Case, model: Model, folder: Path, *, marked: str, compute: Compute) -> list[dict[str, Any]]:
+def marker_lines(
+    case: Case, model: Model, folder: Path, *, marked: str, methods: Sequence[ClassActivationMap], compute: Compute
+) -> list[dict[str, Any]]:
     """Where the map of the marked class lies in a case that bears the marker: in the ball, or in the tumour?"""
     path = folder / f"{case.id}.tsv"
     if path.is_file():
@@ -87,7 +97,7 @@ def marker_lines(case: Case, model: Model, folder: Path, *, marked: str, compute
     start = {"case": case.id, "patient": case.patient, "said": known[marked]}
     lines, target = [], ClassScore(marked)
     grids = block_grids(model, scan, target=target, compute=compute)
-    for explainer in METHODS:
+    for explainer in methods:
         for layer, why in every_layer(explainer, model, scan, grids=grids, target=target, compute=compute):
             lines.append(start | {"map": explainer.name, "layer": layer} | _marker_figures(why, scan, ball, tumour))
     _write(lines, path)

@@ -18,6 +18,7 @@ from voxplain.datasets.tumour_classes import Cohort
 from voxplain.diagnosis import diagnose
 from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
+from voxplain.explain.cam import ClassActivationMap
 from voxplain.explain.explainer import versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text, writing
 from voxplain.io.bundle import load_model
@@ -92,8 +93,17 @@ def run(
     lines: list[dict[str, Any]] = []
     for index, case in tracked(jobs, "explaining", shown=compute.progress):
         name = cohort.classes[cohort.labels[case.id]]
-        slow = preset != "quick" or index == 0
-        lines += grading_maps.lines_of(case, name, models[index], out / "maps", slow=slow, seed=seed, compute=quiet)
+        lines += grading_maps.lines_of(
+            case,
+            name,
+            models[index],
+            out / "maps",
+            methods=_methods(preset),
+            # One pass per feature map: of a smoke run the first case is enough.
+            slow=preset != "quick" or case is jobs[0][1],
+            seed=seed,
+            compute=quiet,
+        )
     marked_lines: list[dict[str, Any]] = []
     if shortcut is not None:
         marked_lines = _shortcut(shortcut, out / _MARKERS, preset, folds, seed, compute)
@@ -153,8 +163,15 @@ def _shortcut(
     tested = [case for case in parts[0][2] if marks[case.id]]
     lines: list[dict[str, Any]] = []
     for case in tracked(tested, "explaining the shortcut", shown=compute.progress):
-        lines += grading_maps.marker_lines(case, model, folder / "maps", marked=name, compute=quiet)
+        lines += grading_maps.marker_lines(
+            case, model, folder / "maps", marked=name, methods=_methods(preset), compute=quiet
+        )
     return lines
+
+
+def _methods(preset: str) -> Sequence[ClassActivationMap]:
+    """All of them; of a smoke run the first two."""
+    return grading_maps.METHODS[:2] if preset == "quick" else grading_maps.METHODS
 
 
 def _is_marked(case: Case) -> bool:

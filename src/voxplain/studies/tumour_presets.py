@@ -92,7 +92,7 @@ PRESETS = {
                 "num_res_units": 2,
             },
         ),
-        TumourSettings(epochs=25, steps=50, batch_size=1, learning_rate=3e-3, averaging=0.98, cross_entropy=0.5),
+        TumourSettings(epochs=25, steps=50, batch_size=1, learning_rate=1.5e-3, averaging=0.98, cross_entropy=1.0),
         variational=False,
     ),
     # A smoke run: every step, in seconds, with figures that mean nothing.
