@@ -44,6 +44,7 @@ def diagnose_scan(
     colours: Annotated[
         str, typer.Option(help="of the pictures: uniform (perceptually), or paper (dark blue to dark red)")
     ] = "uniform",
+    depths: Annotated[int, typer.Option(min=1, help="axial slices in the picture, spread over the tumour")] = 3,
     seed: Seed = 0,
     device: Device = "auto",
     memory: Memory = "2GB",
@@ -78,7 +79,7 @@ def diagnose_scan(
     )
     sources = sources_of(files)
     seen = {name: seen_by(model.card, sources) for name, model in models.items()}
-    paths = write_diagnosis(found, image, out, sources=sources, seen=seen, truth=truth, colours=colours)
+    paths = write_diagnosis(found, image, out, sources=sources, seen=seen, truth=truth, colours=colours, depths=depths)
     for name, value in sorted(found.probabilities.items(), key=lambda item: -item[1]):
         out_console.print(f"{name}: probability {value:.3f}", highlight=False)
     for name, mask in found.regions.items():

@@ -40,6 +40,7 @@ def diagnosis_report(
     note: str | None = None,
     seen: str | None = None,
     colours: str = "uniform",
+    depths: int = 3,
 ) -> Path:
     """Write one HTML page: class with probabilities, tumour, maps of every layer, agreement; "not for diagnosis".
 
@@ -51,6 +52,7 @@ def diagnosis_report(
         title: by default the predicted class.
         note: a banner beside "not for diagnosis", such as "phantom (software check)".
         seen: which of the networks was trained on this scan, in a sentence.
+        depths: how many axial slices the picture shows.
         colours: of the pictures, as of `voxplain.report.depths.depths_picture`; the viewer's are always uniform.
 
     Returns:
@@ -70,8 +72,13 @@ def diagnosis_report(
     methods = [method_context(name, why, tumour, view) for name, why in maps.items()]
     first_name, first = next(iter(maps.items()))
     tested = trust(list(maps), list(maps.values()))
-    depths = depths_picture(
-        scan, first, diagnosis.regions, title=f"{diagnosis.provenance['explainer']} at {first_name}", colours=colours
+    levels = depths_picture(
+        scan,
+        first,
+        diagnosis.regions,
+        title=f"{diagnosis.provenance['explainer']} at {first_name}",
+        depths=depths,
+        colours=colours,
     )
     sheet = contact_sheet(scan, maps, tumour=tumour, colours=colours)
     context: dict[str, Any] = {
@@ -96,7 +103,7 @@ def diagnosis_report(
             "sentence": diagnosis.sentence,
             "rules": _RULES,
             "compared": diagnosis.provenance["compared_with"],
-            "depths": base64.b64encode(depths).decode("ascii"),
+            "depths": base64.b64encode(levels).decode("ascii"),
             "sheet": base64.b64encode(sheet).decode("ascii"),
             "agreement": agreement_rows(diagnosis.agreement),
             "empty": empty_slices_words(diagnosis),

@@ -49,10 +49,12 @@ def write_diagnosis(
     truth: Labels | None = None,
     note: str | None = None,
     colours: str = "uniform",
+    depths: int = 3,
 ) -> dict[str, Path]:
     """Write masks, maps (in `maps/`, as `voxplain explain` does), agreement.tsv, diagnosis.json, pictures and the page.
 
-    `seen` says of "classifier" and "segmenter" whether it was trained on this scan, None where nobody knows.
+    `depths` is how many axial slices the picture shows. `seen` says of "classifier" and "segmenter" whether it was
+    trained on this scan, None where nobody knows.
 
     Returns:
         The paths, by what they hold.
@@ -75,7 +77,9 @@ def write_diagnosis(
     first_name, first = next(iter(diagnosis.maps.items()))
     tumour = diagnosis.regions["WT"]
     pictures = {
-        "depths": depths_picture(scan, first, diagnosis.regions, title=f"{method} at {first_name}", colours=colours),
+        "depths": depths_picture(
+            scan, first, diagnosis.regions, title=f"{method} at {first_name}", depths=depths, colours=colours
+        ),
         "layers": contact_sheet(scan, diagnosis.maps, tumour=tumour, colours=colours),
     }
     for name, picture in pictures.items():
@@ -98,6 +102,6 @@ def write_diagnosis(
     known = [name for name, was in seen.items() if was]
     said = f"The {' and the '.join(known)} learnt from this scan." if known else None
     paths["report"] = diagnosis_report(
-        scan, diagnosis, path=folder / "report.html", truth=truth, note=note, seen=said, colours=colours
+        scan, diagnosis, path=folder / "report.html", truth=truth, note=note, seen=said, colours=colours, depths=depths
     )
     return paths
