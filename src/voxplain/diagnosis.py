@@ -31,10 +31,11 @@ from voxplain.model import Model
 from voxplain.prediction import predict_classes
 from voxplain.preparation import prepare
 from voxplain.scan import Labels, Scan
-from voxplain.target import ClassScore, probabilities
+from voxplain.target import PredictedClass, probabilities
 from voxplain.tumour_regions import channels_of, regions_of
 
 CONTROLS = ("random-map", "edge-detector")
+SEGMENTED = "the segmented whole tumour"
 AGREEMENT = ("map", "kind", "cells", "cell_mm", "mass_inside", "pointing", "dice", "peak_mm", "place")
 
 
@@ -71,14 +72,16 @@ class Diagnosis:
     @property
     def sentence(self) -> str:
         """Where the classifier's evidence lies, by the first block's map, as paper grading has it."""
-        first = self.agreement.iloc[0]
-        if not self.regions["WT"].data.any():
-            return "The segmenter finds no tumour: whether the classifier looked at one cannot be said."
+        first, segmented = self.agreement.iloc[0], self.provenance["compared_with"] == SEGMENTED
+        if not self.share:
+            nothing = "The segmenter finds no tumour" if segmented else "The mask that was given holds no tumour"
+            return f"{nothing}: whether the classifier looked at one cannot be said."
+        what = "segmented tumour" if segmented else "tumour that was given"
         if not first["place"]:
             return "The classifier's map is the same everywhere: where its evidence lies cannot be said."
         where = {"in": "in", "beside": "beside", "away": "away from"}[str(first["place"])]
         return (
-            f"The classifier's evidence lies {where} the segmented tumour: {first['mass_inside']:.0%} of its map at "
+            f"The classifier's evidence lies {where} the {what}: {first['mass_inside']:.0%} of its map at "
             f"{first['map']} lie inside, which takes {self.share:.0%} of the head, and the map's peak is "
             f"{first['peak_mm']:.0f} mm from it."
         )
@@ -120,7 +123,8 @@ def diagnose(
     masks = regions_of({name: one.probability for name, one in found.items()}, segmenter.card.threshold)
     regions = {name: Labels(mask.astype(np.int32), scan.grid) for name, mask in masks.items()}
     explainer = explainer or GradCAM()
-    target = ClassScore(max(known, key=lambda name: known[name]))
+    # The class of the highest calibrated score is that of the highest raw one.
+    target = PredictedClass()
     maps: dict[str, Explanation] = {}
     for layer, why in every_layer(explainer, classifier, scan, target=target, seed=seed, compute=compute):
         said(f"explained {layer}")
@@ -135,7 +139,7 @@ def diagnose(
         "segmenter": {"name": segmenter.card.name, "fingerprint": segmenter.fingerprint},
         "threshold": segmenter.card.threshold,
         "explainer": explainer.name,
-        "compared_with": "the segmented whole tumour" if tumour is None else "a mask that was given",
+        "compared_with": SEGMENTED if tumour is None else "a mask that was given",
         "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
         "seed": seed,
         "compute": dataclasses.asdict(compute) | {"device": str(compute.torch_device)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,12 @@ def write_diagnosis(
         save(mask, paths[NAMES[region]])
     method = str(diagnosis.provenance["explainer"])
     paths["maps"] = folder / "maps"
+    # The page says of every map whether its network has seen the scan.
+    maps = {
+        layer: dataclasses.replace(why, provenance=why.provenance | {"seen": seen.get("classifier")})
+        for layer, why in diagnosis.maps.items()
+    }
+    diagnosis = dataclasses.replace(diagnosis, maps=maps)
     foreground = Labels(scan.foreground(), scan.grid)
     for layer, why in diagnosis.maps.items():
         mask = segment.otsu(why, everywhere=True, mask=foreground)

@@ -99,8 +99,8 @@ def run(
             models[index],
             out / "maps",
             methods=_methods(preset),
-            # One pass per feature map: of a smoke run the first case is enough.
-            slow=preset != "quick" or case is jobs[0][1],
+            # One pass per feature map: the first fold is enough, and of a smoke run the first case.
+            slow=index == 0 and (preset != "quick" or case is jobs[0][1]),
             seed=seed,
             compute=quiet,
         )
