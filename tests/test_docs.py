@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import voxplain as vx
 from voxplain.cli import app
-from voxplain.studies import gp_results, instance_tables, lesions, relevance_results
+from voxplain.studies import gp_results, grading_study, instance_tables, lesions, relevance_results
 from voxplain.studies.cohort_page import sentences
 from voxplain.studies.paper_tables import PAPER
 from voxplain.studies.refinement import TITLES
@@ -294,3 +294,18 @@ def test_the_tables_of_the_page_on_lesion_maps_are_those_of_the_scores() -> None
     ):
         its = found.loc[(table, f"instance-smoothgrad/{row}", metric)]
         assert f"{its['value']:{form}} [{its['low']:{form}}, {its['high']:{form}}]" in page
+
+
+def test_the_tables_of_the_page_on_types_of_glioma_are_those_of_the_scores() -> None:
+    page = (ROOT / "docs" / "results" / "grading.md").read_text()
+    rows = pd.read_csv(ROOT / "docs" / "results" / "grading-scores.tsv", sep="\t")
+    assert grading_study.markdown(rows).rstrip() in page
+    network = rows[(rows["table"] == "all classes") & (rows["row"] == "network")].set_index("metric")
+    for metric in ("balanced accuracy", "kappa"):
+        value, low, high = network.loc[metric, ["value", "low", "high"]]
+        assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in page
+    regions = pd.read_csv(ROOT / "docs" / "results" / "grading-segmentation-scores.tsv", sep="\t")
+    for name in ("WT", "TC", "ET"):
+        its = regions[(regions["table"] == name) & (regions["row"] == "network") & (regions["metric"] == "Dice")]
+        value, low, high = its.iloc[0][["value", "low", "high"]]
+        assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in page

@@ -138,7 +138,7 @@ def diagnose(
         "classifier": {"name": classifier.card.name, "fingerprint": classifier.fingerprint},
         "segmenter": {"name": segmenter.card.name, "fingerprint": segmenter.fingerprint},
         "threshold": segmenter.card.threshold,
-        "explainer": explainer.name,
+        "method": explainer.name,
         "compared_with": SEGMENTED if tumour is None else "a mask that was given",
         "scan": {"fingerprint": scan.fingerprint, "channels": list(scan.channels), "shape": list(scan.grid.shape)},
         "seed": seed,

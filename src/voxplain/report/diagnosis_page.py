@@ -76,7 +76,7 @@ def diagnosis_report(
         scan,
         first,
         diagnosis.regions,
-        title=f"{diagnosis.provenance['explainer']} at {first_name}",
+        title=f"{diagnosis.provenance['method']} at {first_name}",
         depths=depths,
         colours=colours,
     )

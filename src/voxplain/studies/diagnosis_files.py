@@ -65,7 +65,7 @@ def write_diagnosis(
     for region, mask in diagnosis.regions.items():
         paths[NAMES[region]] = folder / f"{NAMES[region].replace(' ', '-')}.nii.gz"
         save(mask, paths[NAMES[region]])
-    method = str(diagnosis.provenance["explainer"])
+    method = str(diagnosis.provenance["method"])
     paths["maps"] = folder / "maps"
     # The page says of every map whether its network has seen the scan.
     maps = {
