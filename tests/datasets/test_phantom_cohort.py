@@ -52,6 +52,12 @@ def test_brats_reads_it(cohort: Path) -> None:
     assert not (found[1].labels().data == 4).any()
 
 
+def test_another_brightness_is_another_cohort(cohort: Path) -> None:
+    words = ["phantom", "glioma", "--n", "2", "--seed", "5", "--shortcut", "HGG", "--brightness", "16"]
+    result = CliRunner().invoke(app, [*words, "--out", str(cohort)])
+    assert "holds a cohort made with another brightness" in str(result.exception)
+
+
 def test_it_says_what_it_is(cohort: Path) -> None:
     record = json.loads((cohort / "phantom.json").read_text())
     assert record["what"] == "phantom (software check)"
