@@ -57,7 +57,7 @@ def tiny(build=Tiny) -> vx.Model:
     [
         ("layer5", r"no layer 'layer5'; it has body, shared, unused, aside, pair, head, body.0, body.1, body.2"),
         ("body.3", r"no layer 'body.3'; it has body"),
-        ("", r"needs the name of a layer; this network has body, unused, aside, head"),
+        ("", r"needs the name of a layer; this network has body"),
         ("shared", r"'shared' runs 2 times in one pass.*such as a block \(body"),
         ("unused", r"'unused' runs 0 times"),
         ("head", r"'head' gives no feature maps; name a convolution or a block"),

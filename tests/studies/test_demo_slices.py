@@ -85,5 +85,5 @@ def test_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
-    assert "kind is one of scan, slices, lesions; got 'volumes'" in capfd.readouterr().err
+    assert "kind is one of scan, slices, lesions, grading; got 'volumes'" in capfd.readouterr().err
     assert not (tmp_path / "no").exists()

@@ -121,12 +121,13 @@ def test_the_study_writes_every_table_of_the_paper_and_what_needs_no_network(stu
                     for row in ("relevance-map/blank", "relevance-map/optimal", "random-rank")}  # fmt: skip
         assert expected <= rows["single-ranks" if name == "rank" else "cumulative-ranks"]
     methods = ("relevance-map/blank", "relevance-map/optimal", "relevance-map/chosen", "lime", "kernel-shap", "rise",
-               "occlusion", "grad-cam/layer4")  # fmt: skip
+               "occlusion", "grad-cam/layer2")  # fmt: skip
     assert {f"{row}/otsu" for row in methods} <= rows["comparison"]
     # Every row of the paper's tables has its place here, but for numbers of supervoxels that a smoke run does not have.
     for table, theirs in PAPER.items():
         if table != "best-grouping-grid":
-            assert set(theirs) <= rows[table]
+            # A smoke run's last layer is a single cell, of which there is no map.
+            assert {row for row in theirs if "layer4" not in row} <= rows[table]
     text = (out / "tables.md").read_text(encoding="utf-8")
     assert "| relevance-map/optimal/best-grouping | oracle |" in text
     assert "| 1 | 0.45 |" in text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 
 from voxplain.compute import Compute
@@ -16,7 +18,7 @@ from voxplain.datasets.case import Case
 from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain import GradCAM, HeatMap, RelevanceMap
-from voxplain.explain.explainer import Explainer, versions
+from voxplain.explain.explainer import Explainer, in_evaluation, versions
 from voxplain.io.atomic import output_folder, read_json, write_json, write_text
 from voxplain.io.bundle import load_model
 from voxplain.model import Model
@@ -46,6 +48,26 @@ def evaluate(
         The summary, as `voxplain.studies.scoring.scores` describes it.
     """
     return evaluate_folds([(0, model, list(cases))], out, explainers, seed, compute, console or Console())
+
+
+def _localises(model: Model, layer: str) -> bool:
+    """Whether a layer's grid has more than one cell, for inputs of the card's shape; a CAM refuses one that has not."""
+    if model.card.shape is None or not model.differentiable_inside:
+        return True
+    shape = model.card.shape[: model.card.spatial_dims]
+    cells: list[int] = []
+
+    def keep(_module: torch.nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            cells.append(math.prod(output.shape[2:]))
+
+    handle = model.layer(layer).register_forward_hook(keep)
+    try:
+        with in_evaluation(model.network, torch.device("cpu")), torch.no_grad():
+            model.network(torch.zeros(1, len(model.card.channels), *shape))
+    finally:
+        handle.remove()
+    return not cells or max(cells) > 1
 
 
 def default_explainers(
@@ -78,6 +100,7 @@ def default_explainers(
     }
     if layers is None:
         layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
+        layers = [name for name in layers if _localises(model, name)]
     if model.differentiable_inside:
         found |= {f"grad-cam/{layer}": GradCAM(layer=layer) for layer in layers}
     if methods is None:
