@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "lesion_errors": {"errors", "io"},
     "augmentation": set(),
     "balance": {"errors"},
-    "optimisation": {"io"},
+    "optimisation": {"errors", "io"},
     "segmentation_training": _LOWER | {"engine", "augmentation", "optimisation"},
     "segmentation_losses": {"errors", "losses", "segmentation_training"},
     "tumour_regions": {"errors"},

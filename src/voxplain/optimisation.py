@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from voxplain.io.atomic import write_json, writing
+from voxplain.errors import InputError
+from voxplain.io.atomic import read_json, write_json, writing
 
 CHECKPOINT = "checkpoint.pt"
 OPTIMISERS = ("adamw", "adam")
@@ -64,6 +65,18 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Keep the state of a training, whole or not at all."""
     with writing(path) as temporary:
         torch.save(state, temporary)
+
+
+def finished(folder: Path, identity: str, *, of: str) -> dict[str, Any] | None:
+    """The `metrics.json` of a training that is done, None where there is none; `of` is what it learnt from.
+
+    Raises:
+        InputError: the folder holds another training.
+    """
+    known = read_json(folder / "metrics.json")
+    if known is not None and known["identity"] != identity:
+        raise InputError(f"{folder} holds a training on other {of} or with other settings; give another --out")
+    return known
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:

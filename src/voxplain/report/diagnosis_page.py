@@ -13,7 +13,6 @@ from voxplain.diagnosis import CONTROLS, Diagnosis
 from voxplain.io.atomic import write_text
 from voxplain.report import facts
 from voxplain.report.colours import MASK_COLOUR, OPACITY, TRUTH_COLOUR
-from voxplain.report.depths import contact_sheet, depths_picture
 from voxplain.report.page import check_grid, method_context, method_data, subtitle
 from voxplain.report.rendering import render
 from voxplain.report.trust import questions, trust
@@ -35,12 +34,12 @@ def diagnosis_report(
     diagnosis: Diagnosis,
     *,
     path: str | Path,
+    depths: bytes,
+    layers: bytes,
     truth: Labels | None = None,
     title: str | None = None,
     note: str | None = None,
     seen: str | None = None,
-    colours: str = "uniform",
-    depths: int = 3,
 ) -> Path:
     """Write one HTML page: class with probabilities, tumour, maps of every layer, agreement; "not for diagnosis".
 
@@ -48,12 +47,12 @@ def diagnosis_report(
         scan: the scan.
         diagnosis: what `voxplain.diagnosis.diagnose` found of it.
         path: the page; it appears whole or not at all.
+        depths: the picture of `voxplain.report.depths.depths_picture`, and
+        layers: that of `contact_sheet`, PNG files.
         truth: the expert mask, drawn dashed.
         title: by default the predicted class.
         note: a banner beside "not for diagnosis", such as "phantom (software check)".
         seen: which of the networks was trained on this scan, in a sentence.
-        depths: how many axial slices the picture shows.
-        colours: of the pictures, as of `voxplain.report.depths.depths_picture`; the viewer's are always uniform.
 
     Returns:
         The path.
@@ -70,17 +69,7 @@ def diagnosis_report(
     view = view_of(scan, truth, tumour)
     sequence = "flair" if "flair" in scan.channels else scan.channels[0]
     methods = [method_context(name, why, tumour, view) for name, why in maps.items()]
-    first_name, first = next(iter(maps.items()))
     tested = trust(list(maps), list(maps.values()))
-    levels = depths_picture(
-        scan,
-        first,
-        diagnosis.regions,
-        title=f"{diagnosis.provenance['method']} at {first_name}",
-        depths=depths,
-        colours=colours,
-    )
-    sheet = contact_sheet(scan, maps, tumour=tumour, colours=colours)
     context: dict[str, Any] = {
         "title": title or f"{diagnosis.predicted}, says {diagnosis.provenance['classifier']['name']}",
         "note": NOT_FOR_DIAGNOSIS + (f" {note}" if note else ""),
@@ -103,8 +92,8 @@ def diagnosis_report(
             "sentence": diagnosis.sentence,
             "rules": _RULES,
             "compared": diagnosis.provenance["compared_with"],
-            "depths": base64.b64encode(levels).decode("ascii"),
-            "sheet": base64.b64encode(sheet).decode("ascii"),
+            "depths": base64.b64encode(depths).decode("ascii"),
+            "sheet": base64.b64encode(layers).decode("ascii"),
             "agreement": agreement_rows(diagnosis.agreement),
             "empty": empty_slices_words(diagnosis),
         },

@@ -108,7 +108,15 @@ def write_diagnosis(
     write_json(json.loads(json.dumps(content, default=str)), paths["provenance"])
     known = [name for name, was in seen.items() if was]
     said = f"The {' and the '.join(known)} learnt from this scan." if known else None
+    page = folder / "report.html"
     paths["report"] = diagnosis_report(
-        scan, diagnosis, path=folder / "report.html", truth=truth, note=note, seen=said, colours=colours, depths=depths
+        scan,
+        diagnosis,
+        path=page,
+        depths=pictures["depths"],
+        layers=pictures["layers"],
+        truth=truth,
+        note=note,
+        seen=said,
     )
     return paths

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from voxplain.compute import Compute
-from voxplain.errors import InputError
-from voxplain.io.atomic import output_folder, read_json, write_text
+from voxplain.io.atomic import output_folder, write_text
 from voxplain.io.bundle import load_model, save_model
 from voxplain.model import Card, Model
-from voxplain.optimisation import finish
+from voxplain.optimisation import finish, finished
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.gp_data import LabelledSlice, Stack, check_classes, read_slices
 from voxplain.studies.gp_presets import preset
@@ -93,10 +92,8 @@ def train_network(
     ids = [[stack.id for stack in part] for part in (training, validation)]
     content = [card.to_dict(), settings.record(), seed, ids]
     identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    known = read_json(folder / "metrics.json")
+    known = finished(folder, identity, of="slices")
     if known is not None:
-        if known["identity"] != identity:
-            raise InputError(f"{folder} holds a training on other slices or with other settings; give another --out")
         return known
     output_folder(folder)
     learnt = store.slices(training, card, compute)

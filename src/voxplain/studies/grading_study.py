@@ -175,8 +175,13 @@ def _methods(preset: str) -> Sequence[ClassActivationMap]:
 
 
 def _is_marked(case: Case) -> bool:
+    return _record(case).get("shortcut") is not None
+
+
+def _record(case: Case) -> dict[str, Any]:
+    """What a phantom's folder says of it; nothing for a case that is none."""
     record = read_json(next(iter(case.files.values())).parent / RECORD) or {}
-    return record.get("what") == SOFTWARE_CHECK and record.get("shortcut") is not None
+    return record if record.get("what") == SOFTWARE_CHECK else {}
 
 
 def _pictures(own: pd.DataFrame, classes: Sequence[str]) -> dict[str, bytes]:
@@ -205,13 +210,8 @@ def _example(
     index, case = next((job for job in jobs if job[1].id in right), jobs[0])
     scan = case.scan()
     found = diagnose(models[index], load_model(segmenter), scan, compute=compute)
-    note = SOFTWARE_CHECK if _is_phantom(case) else None
+    note = SOFTWARE_CHECK if _record(case) else None
     write_diagnosis(found, scan, folder, sources=case.files, seen={"classifier": False}, truth=case.tumour(), note=note)
-
-
-def _is_phantom(case: Case) -> bool:
-    record = read_json(next(iter(case.files.values())).parent / RECORD) or {}
-    return record.get("what") == SOFTWARE_CHECK
 
 
 def markdown(rows: pd.DataFrame, caution: str | None = None) -> str:

@@ -20,10 +20,10 @@ from voxplain.datasets.case import Case
 from voxplain.datasets.tumour_classes import Cohort
 from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
-from voxplain.io.atomic import output_folder, read_json, write_text
+from voxplain.io.atomic import output_folder, write_text
 from voxplain.io.bundle import load_model, save_model
 from voxplain.model import Card, Model
-from voxplain.optimisation import finish
+from voxplain.optimisation import finish, finished
 from voxplain.preparation import prepare
 from voxplain.studies.cross_validation import new_network
 from voxplain.studies.model_page import grading_page
@@ -90,10 +90,8 @@ def train_network(
         [cohort.labels[i] for part in ids for i in part],
     ]
     identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    known = read_json(folder / "metrics.json")
+    known = finished(folder, identity, of="cases")
     if known is not None:
-        if known["identity"] != identity:
-            raise InputError(f"{folder} holds a training on other cases or with other settings; give another --out")
         return known
     output_folder(folder)
     counts = np.bincount([cohort.labels[name] for name in ids[0]], minlength=len(cohort.classes)).tolist()

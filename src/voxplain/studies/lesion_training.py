@@ -19,10 +19,10 @@ from voxplain.datasets.made_lesions import paint_lesions
 from voxplain.datasets.patches import Volume, draw, volume_of
 from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
-from voxplain.io.atomic import output_folder, read_json, write_text
+from voxplain.io.atomic import output_folder, write_text
 from voxplain.io.bundle import load_model, save_model
 from voxplain.io.nifti import read_labels
-from voxplain.optimisation import finish
+from voxplain.optimisation import finish, finished
 from voxplain.scan import Labels, Scan
 from voxplain.segmentation_losses import lesion_loss
 from voxplain.segmentation_training import train_segmentation
@@ -69,10 +69,8 @@ def train_network(
     ids = [case.id for case in cases]
     content = [dataclasses.asdict(preset), seed, ids, [path.name for path in shapes]]
     identity = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    known = read_json(folder / "metrics.json")
+    known = finished(folder, identity, of="scans")
     if known is not None:
-        if known["identity"] != identity:
-            raise InputError(f"{folder} holds a training on other scans or with other settings; give another --out")
         return known
     output_folder(folder)
     card, patch = preset.card, preset.patch_size

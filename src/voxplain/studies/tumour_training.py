@@ -16,11 +16,10 @@ from voxplain.compute import Compute
 from voxplain.datasets.case import Case
 from voxplain.datasets.tumour_masks import Tumour, draw, tumour_of
 from voxplain.engine.progress import tracked
-from voxplain.errors import InputError
-from voxplain.io.atomic import output_folder, read_json, write_text
+from voxplain.io.atomic import output_folder, write_text
 from voxplain.io.bundle import build_network, load_model, save_model
 from voxplain.model import Card
-from voxplain.optimisation import finish
+from voxplain.optimisation import finish, finished
 from voxplain.segmentation_losses import tumour_loss
 from voxplain.segmentation_training import train_segmentation
 from voxplain.studies.model_page import tumours_page
@@ -87,10 +86,8 @@ def train_network(
     settings = dataclasses.replace(chosen.settings, steps=len(ids)) if chosen.every_case else chosen.settings
     content = [chosen.card.to_dict(), dataclasses.asdict(settings), chosen.variational, chosen.patch_size, seed, ids]
     identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    known = read_json(folder / "metrics.json")
+    known = finished(folder, identity, of="cases")
     if known is not None:
-        if known["identity"] != identity:
-            raise InputError(f"{folder} holds a training on other cases or with other settings; give another --out")
         return known
     output_folder(folder)
     tumours = store.read(cases)
