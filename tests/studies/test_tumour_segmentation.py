@@ -125,6 +125,18 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert learning.convInit.conv.weight.grad is not None
 
 
+def test_the_shipped_segmenter_is_what_its_preset_gives() -> None:
+    chosen, shipped = tumour_presets.preset("phantom"), load_model("phantom-tumour-parts").card
+    left_out = {"name", "description", "training", "weights_fingerprint"}
+    declared, given = (
+        {name: value for name, value in card.to_dict().items() if name not in left_out}
+        for card in (chosen.card, shipped)
+    )
+    assert given == declared
+    assert shipped.training["settings"] == dataclasses.asdict(chosen.settings)
+    assert shipped.training["variational_branch"] is chosen.variational is False
+
+
 @pytest.mark.parametrize("name", tumour_presets.PRESETS)
 @pytest.mark.parametrize("outputs", tumour_presets.OUTPUTS)
 def test_every_preset_gives_a_map_per_class(name: str, outputs: str) -> None:

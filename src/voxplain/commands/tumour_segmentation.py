@@ -40,7 +40,8 @@ def train_segmentation(
     """Train a network to segment the parts of gliomas, and score it on patients it has not seen.
 
     SegResNet, with a variational branch that rebuilds the image during training. One network per fold, then one on all
-    patients. Finished folds are kept. Preset `unet` is a U-Net without such a branch, which learns faster.
+    patients. Finished folds are kept. Preset `unet` is a U-Net without such a branch, which learns faster; `phantom`
+    is half as wide, for phantoms.
     """
     from voxplain.datasets.tumour_masks import cohort
     from voxplain.studies import tumour_segmentation
