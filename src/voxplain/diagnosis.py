@@ -80,10 +80,12 @@ class Diagnosis:
         if not first["place"]:
             return "The classifier's map is the same everywhere: where its evidence lies cannot be said."
         where = {"in": "in", "beside": "beside", "away": "away from"}[str(first["place"])]
+        # A peak inside is enough for "in": a reader must not take that for all of the map.
+        elsewhere = "; most of the map lies elsewhere" if where == "in" and first["mass_inside"] < 0.5 else ""
         return (
             f"The classifier's evidence lies {where} the {what}: {first['mass_inside']:.0%} of its map at "
             f"{first['map']} lie inside, which takes {self.share:.0%} of the head, and the map's peak is "
-            f"{first['peak_mm']:.0f} mm from it."
+            f"{first['peak_mm']:.0f} mm from it{elsewhere}."
         )
 
 
