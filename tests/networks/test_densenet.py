@@ -48,3 +48,16 @@ def test_the_last_grid_of_the_paper_is_3_4_3() -> None:
 def test_one_score_per_class(classes: int) -> None:
     network = densenet(in_channels=2, classes=classes, blocks=(1, 1), growth=2, width=4).eval()
     assert network(torch.zeros(2, 2, 32, 32, 32)).shape == (2, classes)
+
+
+def test_other_poolings_leave_everything_else_as_it_is() -> None:
+    size = {"in_channels": 1, "blocks": (1, 1), "growth": 2, "width": 4, "dropout": 0.0}
+    network = densenet(**size, pooling="log-sum-exp:4").eval()
+    network.load_state_dict(densenet(**size).state_dict())
+    image = torch.randn(2, 1, 48, 64, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = torch.relu(network.features(image)).double()
+        pooled = (4 * features).exp().mean(dim=(2, 3, 4)).log() / 4
+        torch.testing.assert_close(network(image), network.class_layers.out(pooled.float()))
+    with pytest.raises(ValueError, match="got 'middle'"):
+        densenet(pooling="middle")

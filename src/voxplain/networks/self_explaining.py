@@ -6,11 +6,12 @@ convolution, which turns them into one score per class; without the pooling the 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
+
+from voxplain.networks.pooling import GlobalPooling
 
 
 class SelfExplaining(nn.Module, ABC):
@@ -18,11 +19,7 @@ class SelfExplaining(nn.Module, ABC):
 
     A subclass gives `features`, (B, features, spatial...) from (B, channels, spatial...), on the input's own grid, or a
     place for each block of `stride` pixels an axis, the last one perhaps of fewer. `pooling` is how they become one
-    number per feature and image:
-
-    - "max": the highest value (002);
-    - "top:SHARE": the mean of that share of the highest values, such as "top:0.03";
-    - "log-sum-exp:SHARPNESS": log(mean(exp(r x))) / r, between the mean (r small) and the maximum (r large).
+    number per feature and image: "max" (002), "top:SHARE" or "log-sum-exp:SHARPNESS" (`GlobalPooling`).
 
     `evidence` "positive" (ours) takes the last convolution's weights by their size and leaves out its bias: on features
     that are not negative a class then scores by what speaks for it alone. With signed weights one class may be what is
@@ -46,7 +43,7 @@ class SelfExplaining(nn.Module, ABC):
         if stride < 1:
             raise ValueError(f"stride is how many pixels an axis make a place, at least 1; got {stride}")
         self.stride = stride
-        self.pooling, self._number = _parsed(pooling)
+        self.pooling = GlobalPooling(pooling)
         if evidence not in ("signed", "positive"):
             raise ValueError(f"evidence is signed or positive; got {evidence!r}")
         self.positive = evidence == "positive"
@@ -62,14 +59,7 @@ class SelfExplaining(nn.Module, ABC):
 
     def score(self, features: torch.Tensor) -> torch.Tensor:
         """Scores (B, classes) of features (B, features, spatial...): pooled, then the last convolution."""
-        flat = features.flatten(2)
-        if self.pooling == "max":
-            pooled = flat.amax(dim=2)
-        elif self.pooling == "top":
-            pooled = flat.topk(self._count(flat), dim=2, sorted=False).values.mean(dim=2)
-        else:
-            sharpness = self._number
-            pooled = (torch.logsumexp(sharpness * flat, dim=2) - math.log(flat.shape[2])) / sharpness
+        pooled = self.pooling(features)
         return self.last(pooled.reshape(*pooled.shape, *(1,) * (features.ndim - 2))).flatten(1)
 
     def last(self, features: torch.Tensor) -> torch.Tensor:
@@ -97,21 +87,11 @@ class SelfExplaining(nn.Module, ABC):
     def contributions(self, x: torch.Tensor) -> torch.Tensor:
         """What each pixel adds to the score, (B, classes, spatial...); with the head's bias it sums up to the score.
 
-        A feature's pooled value belongs to the pixels that it was taken from: with "max" to the highest one (the first
-        of several), with "top" to each of the share by its value, with "log-sum-exp" by the weights of the softmax.
+        A feature's pooled value belongs to the places that it was taken from (`GlobalPooling.shares`).
         Where features lie on a coarser grid, each place shares what it adds evenly among its pixels.
         """
         features = self.features(x)
-        flat = features.flatten(2)
-        if self.pooling == "log-sum-exp":
-            sharpness = self._number
-            pooled = (torch.logsumexp(sharpness * flat, dim=2) - math.log(flat.shape[2])) / sharpness
-            shares = torch.softmax(sharpness * flat, dim=2) * pooled[..., None]
-        else:
-            count = self._count(flat) if self.pooling == "top" else 1
-            found = flat.max(dim=2, keepdim=True) if self.pooling == "max" else flat.topk(count, dim=2)
-            shares = torch.zeros_like(flat).scatter(2, found.indices, found.values / count)
-        added = self.last(shares.reshape(features.shape))
+        added = self.last(self.pooling.shares(features))
         if self.head.bias is not None:
             added = added - self.head.bias.reshape(-1, *(1,) * (features.ndim - 2))
         for axis, (places, pixels) in enumerate(zip(added.shape[2:], x.shape[2:], strict=True), start=2):
@@ -119,9 +99,6 @@ class SelfExplaining(nn.Module, ABC):
             share = 1 / torch.bincount(place, minlength=places)
             added = (added * share.reshape(-1, *(1,) * (added.ndim - 1 - axis))).index_select(axis, place)
         return added
-
-    def _count(self, flat: torch.Tensor) -> int:
-        return max(1, round(self._number * flat.shape[2]))
 
 
 def fourier_resample(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
@@ -163,14 +140,3 @@ def _longer(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
         weight[-1] = 0.5
         spectrum = spectrum * weight.reshape(-1, *(1,) * (x.ndim - 1 - axis))
     return (torch.fft.irfft(spectrum, n=size, dim=axis) * (size / before)).to(x.dtype)
-
-
-def _parsed(pooling: str) -> tuple[str, float]:
-    kind, _, argument = pooling.partition(":")
-    try:
-        number = float(argument) if argument else math.nan
-    except ValueError:
-        number = math.nan
-    if pooling == "max" or (kind == "top" and 0 < number <= 1) or (kind == "log-sum-exp" and 0 < number < math.inf):
-        return kind, number
-    raise ValueError(f'pooling is "max", "top:SHARE" (0 to 1) or "log-sum-exp:SHARPNESS" (above 0); got {pooling!r}')
