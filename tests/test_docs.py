@@ -304,6 +304,10 @@ def test_the_tables_of_the_page_on_types_of_glioma_are_those_of_the_scores() -> 
     for metric in ("balanced accuracy", "kappa"):
         value, low, high = network.loc[metric, ["value", "low", "high"]]
         assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in page
+    grades = pd.read_csv(ROOT / "docs" / "results" / "grading-grades-scores.tsv", sep="\t")
+    assert grades["kind"].str.contains("too few to mean anything").all()
+    for line in grades.to_dict("records"):
+        assert f"{line['value']:.3f} [{line['low']:.3f}, {line['high']:.3f}]" in page
     regions = pd.read_csv(ROOT / "docs" / "results" / "grading-segmentation-scores.tsv", sep="\t")
     for name in ("WT", "TC", "ET"):
         its = regions[(regions["table"] == name) & (regions["row"] == "network") & (regions["metric"] == "Dice")]
