@@ -308,6 +308,16 @@ def test_the_tables_of_the_page_on_types_of_glioma_are_those_of_the_scores() -> 
     assert grades["kind"].str.contains("too few to mean anything").all()
     for line in grades.to_dict("records"):
         assert f"{line['value']:.3f} [{line['low']:.3f}, {line['high']:.3f}]" in page
+    pooled = pd.read_csv(ROOT / "docs" / "results" / "grading-log-sum-exp-scores.tsv", sep="\t")
+    for table, row, metric in (
+        ("all classes", "network", "kappa"),
+        ("maps", "grad-cam, denseblock1", "mass inside"),
+        ("maps", "grad-cam, denseblock1", "pointing"),
+        ("maps", "hires-cam, denseblock1", "mass inside"),
+    ):
+        of_it = (pooled["table"] == table) & (pooled["row"] == row) & (pooled["metric"] == metric)
+        value, low, high = pooled[of_it].iloc[0][["value", "low", "high"]]
+        assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in page
     regions = pd.read_csv(ROOT / "docs" / "results" / "grading-segmentation-scores.tsv", sep="\t")
     for name in ("WT", "TC", "ET"):
         its = regions[(regions["table"] == name) & (regions["row"] == "network") & (regions["metric"] == "Dice")]
