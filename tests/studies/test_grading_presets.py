@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import voxplain as vx
-from voxplain.io.bundle import build_network
+from voxplain.io.bundle import build_network, load_model
 from voxplain.studies.grading_presets import PRESETS, preset
 from voxplain.training import Example, train
 
@@ -43,5 +43,15 @@ def test_every_preset_gives_a_score_per_class(name: str) -> None:
 
 
 def test_a_preset_that_does_not_exist() -> None:
-    with pytest.raises(vx.InputError, match="--preset is one of paper, small, quick; got 'large'"):
+    with pytest.raises(vx.InputError, match="--preset is one of paper, small, small-log-sum-exp, quick; got 'large'"):
         preset("large", TYPES)
+
+
+def test_presets_that_differ_in_the_pooling_differ_in_nothing_else() -> None:
+    average, pooled = (preset(name, ("a", "b")) for name in ("small", "small-log-sum-exp"))
+    assert pooled.settings == average.settings
+    arguments = {**average.card.arguments, "pooling": "log-sum-exp:4"}
+    assert pooled.card == dataclasses.replace(average.card, arguments=arguments)
+    shipped = load_model("phantom-grading").card
+    assert shipped.arguments == {**arguments, "classes": 3}
+    assert shipped.training["settings"] == average.settings.record()
