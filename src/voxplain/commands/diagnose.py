@@ -84,8 +84,9 @@ def diagnose_scan(
         out_console.print(f"{name}: probability {value:.3f}", highlight=False)
     for name, mask in found.regions.items():
         out_console.print(f"{name}: {mask.volume:.1f} ml", highlight=False)
-    table = Table(box=box.SIMPLE)
-    for column in ("map", "cell, mm", "mass inside", "peak inside", "Dice", "mm away", "evidence"):
+    # Names this short fit into 80 columns.
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("map", "cell, mm", "mass in", "peak in", "Dice", "mm away", "evidence"):
         table.add_column(column, overflow="fold")
     for row in agreement_rows(found.agreement):
         cells = ("short", "cell_mm", "mass", "pointing", "dice", "peak", "place")
