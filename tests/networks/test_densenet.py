@@ -4,6 +4,7 @@ from monai.networks.nets import DenseNet169
 from torch import nn
 
 from voxplain.networks.densenet import densenet
+from voxplain.networks.pooling import GlobalPooling
 
 
 def test_it_is_the_network_of_the_paper() -> None:
@@ -61,3 +62,11 @@ def test_other_poolings_leave_everything_else_as_it_is() -> None:
         torch.testing.assert_close(network(image), network.class_layers.out(pooled.float()))
     with pytest.raises(ValueError, match="got 'middle'"):
         densenet(pooling="middle")
+
+
+@pytest.mark.parametrize("pooling", ["max", "top:0.1", "log-sum-exp:4"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_pooling_keeps_the_kind_of_number(pooling: str, kind: torch.dtype) -> None:
+    features = torch.rand(1, 2, 3, 4, 5, dtype=kind)
+    assert GlobalPooling(pooling)(features).dtype == kind
+    assert GlobalPooling(pooling).shares(features).dtype == kind

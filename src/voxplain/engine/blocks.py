@@ -11,13 +11,8 @@ from torch import nn
 _GRIDS = 2
 
 
-def blocks(network: nn.Module, run: Callable[[], object], *, dims: int) -> dict[str, tuple[int, ...]]:
-    """The grid of every block's output, by the block's name, in the order in which they are done.
-
-    A block is an outermost module that holds others, changes its grid once at most, and gives feature maps, (B,
-    channels) and `dims` axes: layer1 to layer4 of a ResNet, dense blocks and transitions of a DenseNet. Of a network
-    that has none, it is every layer with weights.
-    """
+def grids_of(network: nn.Module, run: Callable[[], object], *, dims: int) -> dict[str, tuple[int, ...]]:
+    """The grid of every module's first output in one pass, by its name, where that is (B, channels) and `dims` axes."""
     grids: dict[str, tuple[int, ...]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -27,13 +22,24 @@ def blocks(network: nn.Module, run: Callable[[], object], *, dims: int) -> dict[
 
         return hook
 
-    modules = {name: module for name, module in network.named_modules() if name}
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name]
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
+    return grids
+
+
+def blocks(network: nn.Module, run: Callable[[], object], *, dims: int) -> dict[str, tuple[int, ...]]:
+    """The grid of every block's output, by the block's name, in the order in which they are done.
+
+    A block is an outermost module that holds others, changes its grid once at most, and gives feature maps, (B,
+    channels) and `dims` axes: layer1 to layer4 of a ResNet, dense blocks and transitions of a DenseNet. Of a network
+    that has none, it is every layer with weights.
+    """
+    grids = grids_of(network, run, dims=dims)
+    modules = {name: module for name, module in network.named_modules() if name}
     found: list[str] = []
     for name, module in modules.items():
         inside = {grids[other] for other in grids if other.startswith(f"{name}.")}

@@ -32,9 +32,11 @@ class GlobalPooling(nn.Module):
         if self.kind == "max":
             return flat.amax(dim=2)
         if self.kind == "top":
-            return flat.topk(self.count(flat), dim=2, sorted=False).values.mean(dim=2)
+            return flat.topk(self._count(flat), dim=2, sorted=False).values.mean(dim=2)
         # Exponentials of thousands of places do not add up in 16 bits.
-        return (torch.logsumexp(self.number * flat.float(), dim=2) - math.log(flat.shape[2])) / self.number
+        wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        pooled = (torch.logsumexp(self.number * wide, dim=2) - math.log(flat.shape[2])) / self.number
+        return pooled.to(flat.dtype)
 
     def shares(self, features: torch.Tensor) -> torch.Tensor:
         """What each place adds to its feature's pooled value, (B, C, spatial...); they add up to it.
@@ -46,12 +48,11 @@ class GlobalPooling(nn.Module):
         if self.kind == "log-sum-exp":
             found = torch.softmax(self.number * flat, dim=2) * self(features)[..., None]
             return found.reshape(features.shape)
-        count = self.count(flat) if self.kind == "top" else 1
+        count = self._count(flat) if self.kind == "top" else 1
         highest = flat.max(dim=2, keepdim=True) if self.kind == "max" else flat.topk(count, dim=2)
         return torch.zeros_like(flat).scatter(2, highest.indices, highest.values / count).reshape(features.shape)
 
-    def count(self, flat: torch.Tensor) -> int:
-        """How many places of (B, C, places) the share is."""
+    def _count(self, flat: torch.Tensor) -> int:
         return max(1, round(self.number * flat.shape[2]))
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from voxplain.compute import Compute
 from voxplain.datasets.case import Case
+from voxplain.engine.blocks import grids_of
 from voxplain.engine.progress import tracked
 from voxplain.errors import InputError
 from voxplain.explain import GradCAM, HeatMap, RelevanceMap
@@ -50,24 +51,15 @@ def evaluate(
     return evaluate_folds([(0, model, list(cases))], out, explainers, seed, compute, console or Console())
 
 
-def _localises(model: Model, layer: str) -> bool:
-    """Whether a layer's grid has more than one cell, for inputs of the card's shape; a CAM refuses one that has not."""
-    if model.card.shape is None or not model.differentiable_inside:
-        return True
-    shape = model.card.shape[: model.card.spatial_dims]
-    cells: list[int] = []
-
-    def keep(_module: torch.nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, torch.Tensor):
-            cells.append(math.prod(output.shape[2:]))
-
-    handle = model.layer(layer).register_forward_hook(keep)
-    try:
-        with in_evaluation(model.network, torch.device("cpu")), torch.no_grad():
-            model.network(torch.zeros(1, len(model.card.channels), *shape))
-    finally:
-        handle.remove()
-    return not cells or max(cells) > 1
+def _localising(model: Model, layers: Sequence[str]) -> list[str]:
+    """The layers whose grid has more than one cell, for inputs of the card's shape; a CAM refuses the others."""
+    if not layers or model.card.shape is None or not model.differentiable_inside:
+        return list(layers)
+    dims = model.card.spatial_dims
+    image = torch.zeros(1, len(model.card.channels), *model.card.shape[:dims])
+    with in_evaluation(model.network, torch.device("cpu")), torch.no_grad():
+        grids = grids_of(model.network, lambda: model.network(image), dims=dims)
+    return [name for name in layers if name not in grids or math.prod(grids[name]) > 1]
 
 
 def default_explainers(
@@ -99,8 +91,7 @@ def default_explainers(
         f"relevance-map/{kind}-signed-logit": dataclasses.replace(relevance, effect="signed", scale="logit"),
     }
     if layers is None:
-        layers = [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers]
-        layers = [name for name in layers if _localises(model, name)]
+        layers = _localising(model, [name for name in ("act", "layer1", "layer2", "layer4") if name in model.layers])
     if model.differentiable_inside:
         found |= {f"grad-cam/{layer}": GradCAM(layer=layer) for layer in layers}
     if methods is None:
